@@ -14,9 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from f3rm_verify.errors import UnreadableError, UsageError
+
+if TYPE_CHECKING:
+    from f3rm_verify.readers.events import Events
 
 EVIDENCE = "verify"
 MANIFEST = f"{EVIDENCE}/manifest.json"
@@ -129,6 +132,13 @@ class RunDir:
 
         path = self.file(CONFIG)
         return None if path is None else read_config(path)
+
+    @cached_property
+    def events(self) -> Events:
+        """Everything in the TensorBoard event files together; what could not be read is in `Events.problems`."""
+        from f3rm_verify.readers.events import read_events
+
+        return read_events(self.event_files)
 
     @property
     def event_files(self) -> tuple[Path, ...]:

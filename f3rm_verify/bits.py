@@ -1,0 +1,228 @@
+"""Exact comparison of arrays: by bits first, then how far apart the differing values are.
+
+Arrays are read in pieces, so that two memory-mapped arrays of several GiB need some MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+#: Values in one piece: 128 KiB of float64, so that the temporaries of a piece stay in the cache (three times faster).
+_PIECE = 2**14
+_INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+def bit_equal(a: Array, b: Array) -> bool:
+    """Whether dtype, shape and every byte are the same: +0 is not -0, and a NaN is equal to a NaN of the same bits."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    _check_comparable(a, b)
+    return all(np.array_equal(_raw(x), _raw(y)) for x, y in _pieces(a, b))
+
+
+def float_difference(a: Array, b: Array, *, dtype_name: str | None = None) -> dict[str, Any]:
+    """Measures of how two arrays of one dtype and shape differ, as plain JSON data; the same with sides swapped.
+
+    - `n`, `n_different`: values, and those whose bits differ.
+    - `max_abs`, `mean_abs`: of |a - b|, in float64 (largest of integers: exact); the mean is over all pairs that have
+      a distance.
+    - `at`: index of the first `max_abs`, or of the first differing value where that is 0; None where nothing differs.
+    - For floats also `max_rel` (|a - b| / max(|a|, |b|), infinite where one side is), `max_ulp` (distance on the
+      ordered line of all values of the dtype), `n_nan_mismatch` (NaN on one side only: no distance), `n_nan_payload`
+      (NaN on both sides, with other bits), `n_sign_of_zero` (+0 against -0).
+
+    Real and imaginary parts of complex arrays are values of their own, and `at` ends with 0 or 1 for the part.
+    `dtype_name` names what the bits mean where NumPy has no such dtype: "bfloat16" over uint16 is measured as floats;
+    of any other (float8, ...) only `n`, `n_different` and `at` are known. Raises ValueError where dtypes or shapes
+    differ.
+    """
+    if a.dtype != b.dtype or a.shape != b.shape:
+        raise ValueError(f"cannot measure {a.dtype} {a.shape} against {b.dtype} {b.shape}")
+    _check_comparable(a, b)
+    if a.dtype.kind == "c":
+        a, b = _parts(a), _parts(b)
+    counts = _Counts(_meaning(a.dtype, dtype_name))
+    start = 0
+    for x, y in _pieces(a, b):
+        where = np.flatnonzero(_differing(x, y))
+        if where.size:
+            counts.add(x[where], y[where], start + where)
+        start += x.size
+    return counts.measures(a.shape)
+
+
+def difference_summary(measures: Mapping[str, Any]) -> str:
+    """Measures of `float_difference` in words: "12 of 4,096 values differ, largest 3.1e-05 at [17, 1] (412 ulp)"."""
+    verb = "differs" if measures["n_different"] == 1 else "differ"
+    text = f"{measures['n_different']:,} of {measures['n']:,} values {verb}"
+    place = f" at {measures['at']}" if measures["at"] else ""  # a single value has no index
+    if measures.get("max_abs"):
+        text += f", largest {measures['max_abs']:.3g}{place}"
+        text += f" ({measures['max_ulp']:,} ulp)" if "max_ulp" in measures else ""
+    elif place:
+        text += f", first{place}"
+    notes = {
+        "n_nan_mismatch": "NaN on one side only",
+        "n_nan_payload": "NaN with other bits",
+        "n_sign_of_zero": "zero of the other sign",
+    }
+    return text + "".join(f", {measures[key]:,} {note}" for key, note in notes.items() if measures.get(key))
+
+
+class _Counts:
+    """What has been found so far; `meaning` is "float", "bfloat16", "integer" or "opaque"."""
+
+    def __init__(self, meaning: str) -> None:
+        self.meaning = meaning
+        self.n_different = self.n_nan_mismatch = self.n_nan_payload = self.n_sign_of_zero = 0
+        self.max_abs: int | float = 0
+        self.max_rel = 0.0
+        self.max_ulp = 0
+        self.sum_abs = 0.0
+        self.at: int | None = None
+
+    def add(self, x: Array, y: Array, positions: Array) -> None:
+        """Counts differing values `x` and `y`, which lie at flat `positions`."""
+        self.n_different += x.size
+        if self.at is None:
+            self.at = int(positions[0])
+        if self.meaning == "integer":
+            distances = _integer_distance(x, y)
+            self._add_distances(distances, positions, float(distances.sum(dtype=np.float64)))
+        elif self.meaning != "opaque":
+            self._add_floats(x, y, positions)
+
+    def _add_floats(self, x: Array, y: Array, positions: Array) -> None:
+        u, v = (_float64(side, self.meaning) for side in (x, y))
+        nan = np.isnan(u).astype(np.int8) + np.isnan(v)
+        self.n_nan_mismatch += int(np.count_nonzero(nan == 1))
+        self.n_nan_payload += int(np.count_nonzero(nan == 2))
+        self.n_sign_of_zero += int(np.count_nonzero((u == 0) & (v == 0)))
+        keep = nan == 0
+        if not keep.any():
+            return
+        u, v = u[keep], v[keep]
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+            distances = np.abs(u - v)
+            relative = distances / np.maximum(np.abs(u), np.abs(v))
+            total = float(distances.sum())
+        relative[(u == 0) & (v == 0)] = 0.0
+        relative[np.isinf(u) | np.isinf(v)] = np.inf
+        self.max_rel = max(self.max_rel, float(relative.max()))
+        ulps = _integer_distance(_ordered(x[keep]), _ordered(y[keep]))
+        self.max_ulp = max(self.max_ulp, int(ulps.max()))
+        self._add_distances(distances, positions[keep], total)
+
+    def _add_distances(self, distances: Array, positions: Array, total: float) -> None:
+        self.sum_abs += total
+        best = int(np.argmax(distances))
+        if distances[best] > self.max_abs:
+            self.max_abs = distances[best].item()
+            self.at = int(positions[best])
+
+    def measures(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Everything counted, for arrays of `shape`."""
+        n = int(np.prod(shape, dtype=object))
+        at = None if self.at is None else [int(index) for index in np.unravel_index(self.at, shape)]
+        if self.meaning == "opaque":
+            return {"n": n, "n_different": self.n_different, "at": at}
+        with_distance = n - self.n_nan_mismatch - self.n_nan_payload
+        measures = {
+            "n": n,
+            "n_different": self.n_different,
+            "max_abs": self.max_abs,
+            "mean_abs": self.sum_abs / with_distance if with_distance else 0.0,
+            "at": at,
+        }
+        if self.meaning == "integer":
+            return measures
+        return {
+            **measures,
+            "max_rel": self.max_rel,
+            "max_ulp": self.max_ulp,
+            "n_nan_mismatch": self.n_nan_mismatch,
+            "n_nan_payload": self.n_nan_payload,
+            "n_sign_of_zero": self.n_sign_of_zero,
+        }
+
+
+def _check_comparable(a: Array, b: Array) -> None:
+    for side in (a, b):
+        if side.dtype.hasobject:
+            raise TypeError("arrays of Python objects have no bits to compare")
+
+
+def _meaning(dtype: np.dtype[Any], dtype_name: str | None) -> str:
+    if dtype_name == "bfloat16" and dtype.kind == "u" and dtype.itemsize == 2:
+        return "bfloat16"
+    if dtype_name not in (None, dtype.name) and dtype.kind not in "fc":
+        return "opaque"
+    if dtype.kind == "f" and dtype.itemsize in _INTEGERS:
+        return "float"
+    return "integer" if dtype.kind in "iub" else "opaque"
+
+
+def _pieces(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
+    """Both arrays in C order as flat, contiguous pieces in the byte order of this machine."""
+    if a.size == 0:
+        return
+    native = a.dtype.newbyteorder("=")
+    side: Any = ["readonly", "contig"]  # NumPy's type stubs lack "contig"
+    iterator = np.nditer(
+        [a, b],
+        flags=["external_loop", "buffered"],
+        op_flags=[side, side],
+        op_dtypes=[native, native],
+        order="C",
+        casting="equiv",
+        buffersize=_PIECE,
+    )
+    with iterator:
+        yield from iterator
+
+
+def _raw(piece: Array) -> Array:
+    """The bytes of a flat, contiguous piece, in the widest integers that fit."""
+    return piece.view(_UNSIGNED.get(piece.dtype.itemsize, np.uint8))
+
+
+def _differing(x: Array, y: Array) -> Array:
+    """Which values have other bits."""
+    unequal: Array = np.asarray(_raw(x) != _raw(y))
+    if unequal.size != x.size:  # values wider than any integer
+        unequal = np.asarray(unequal.reshape(x.size, -1).any(axis=1))
+    return unequal
+
+
+def _parts(array: Array) -> Array:
+    """Complex values as real and imaginary parts along a new last axis, without a copy."""
+    real: Array = array.real
+    strides = (*array.strides, real.dtype.itemsize)
+    return np.lib.stride_tricks.as_strided(real, (*array.shape, 2), strides, writeable=False)
+
+
+def _float64(values: Array, meaning: str) -> Array:
+    if meaning == "bfloat16":
+        values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
+
+
+def _ordered(values: Array) -> Array:
+    """Floats (or the bits of bfloat16) as integers in the order of their values, neighbours 1 apart, zeros at 0."""
+    signed = values.view(_INTEGERS[values.dtype.itemsize])
+    lowest = np.iinfo(signed.dtype).min
+    return np.where(signed < 0, lowest - signed, signed).astype(np.int64)
+
+
+def _integer_distance(x: Array, y: Array) -> Array:
+    """|x - y| of integers or booleans as uint64, which holds the distance of any two int64."""
+    high, low = np.maximum(x, y), np.minimum(x, y)
+    return high.astype(np.uint64) - low.astype(np.uint64)

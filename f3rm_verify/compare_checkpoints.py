@@ -1,0 +1,161 @@
+"""Compares checkpoints tensor by tensor, by bits first."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from f3rm_verify.bits import bit_equal, difference_summary, float_difference
+from f3rm_verify.difference import Difference, Verdict
+from f3rm_verify.errors import UnreadableError
+from f3rm_verify.readers.checkpoint import Named, Tensor, read_checkpoint
+from f3rm_verify.run_dir import CHECKPOINTS, RunDir
+
+_ARTEFACT = "checkpoints"
+#: Longest text of a scalar in a summary or measure.
+_SHOWN = 80
+
+
+def compare_checkpoints(reference: RunDir, candidate: RunDir) -> Difference:
+    """A node per step, in it one per part (`pipeline`, `optimizers`, ...), in it one per tensor and scalar."""
+    steps: list[Mapping[int, Path]] = []
+    broken: list[Difference] = []
+    for side, run in (("reference", reference), ("candidate", candidate)):
+        try:
+            steps.append(run.checkpoints)
+        except UnreadableError as error:
+            steps.append({})
+            broken.append(_leaf(f"{CHECKPOINTS} of the {side}", Verdict.UNREADABLE, str(error)))
+    if broken:
+        return _group(_ARTEFACT, broken)
+    ours, theirs = steps
+    children = [_step(step, ours.get(step), theirs.get(step)) for step in sorted({*ours, *theirs})]
+    return _group(_ARTEFACT, children, "" if children else f"neither run has checkpoints in {CHECKPOINTS}/")
+
+
+def nothing_trained(run: RunDir) -> bool | None:
+    """Whether no parameter was ever updated: the last checkpoint has Adam's moments, and all of them are zero.
+
+    None where that cannot be known: no readable checkpoint, or no Adam moments in it.
+    """
+    try:
+        leaves = read_checkpoint(list(run.checkpoints.values())[-1]).leaves()
+    except (UnreadableError, IndexError):
+        return None
+    moments = [
+        leaf.array
+        for path, leaf in leaves.items()
+        if path.startswith("optimizers/") and path.endswith(("/exp_avg", "/exp_avg_sq")) and isinstance(leaf, Tensor)
+    ]
+    return not any(moment.any() for moment in moments) if moments else None
+
+
+def _step(step: int, reference: Path | None, candidate: Path | None) -> Difference:
+    name = f"step-{step:09d}"
+    if reference is None or candidate is None:
+        return _missing(name, "reference" if reference is None else "candidate")
+    sides: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    for side, path in (("reference", reference), ("candidate", candidate)):
+        try:
+            sides.append(read_checkpoint(path).leaves())
+        except UnreadableError as error:
+            reasons.append(f"{side}: {error}")
+    if reasons:
+        return _leaf(name, Verdict.UNREADABLE, " ".join(reasons))
+    return _group(name, [_part(part, *leaves) for part, leaves in _parts(*sides).items()])
+
+
+def _parts(
+    reference: Mapping[str, Any], candidate: Mapping[str, Any]
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """The leaves of both sides by first component of their path, named by the rest of it."""
+    parts: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for side, leaves in enumerate((reference, candidate)):
+        for path, leaf in leaves.items():
+            part, _, rest = path.partition("/")
+            parts.setdefault(part, ({}, {}))[side][rest] = leaf
+    return parts
+
+
+def _part(name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> Difference:
+    if not any({*reference, *candidate}):  # a scalar such as `step`, not a container
+        return _compare(name, reference, candidate, "")
+    names = dict.fromkeys((*reference, *candidate))
+    return _group(name, [_compare(rest or "(itself)", reference, candidate, rest) for rest in names])
+
+
+def _compare(name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any], key: str) -> Difference:
+    if key not in reference or key not in candidate:
+        return _missing(name, "candidate" if key in reference else "reference")
+    ours, theirs = reference[key], candidate[key]
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        return _compare_tensors(name, ours, theirs)
+    return _compare_scalars(name, ours, theirs)
+
+
+def _compare_tensors(name: str, reference: Tensor, candidate: Tensor) -> Difference:
+    kinds = [_kind(side) for side in (reference, candidate)]
+    if kinds[0] != kinds[1]:
+        return _different(name, *kinds)
+    if bit_equal(reference.array, candidate.array):
+        return _leaf(name, Verdict.IDENTICAL, kinds[0], n=reference.array.size, n_different=0)
+    measures = float_difference(reference.array, candidate.array, dtype_name=reference.dtype.removeprefix("numpy."))
+    summary = difference_summary(measures)
+    stale = [side for side, tensor in (("reference", reference), ("candidate", candidate)) if not tensor.crc_ok]
+    if stale:
+        measures["crc_mismatch"] = " and ".join(stale)
+        summary += f"; the file was changed after it was written: checksum mismatch in {measures['crc_mismatch']}"
+    return _leaf(name, Verdict.DIFFERENT, summary, **measures)
+
+
+def _compare_scalars(name: str, reference: Any, candidate: Any) -> Difference:
+    """Exactly: type and bits, so that 1 is not 1.0, +0 is not -0, and NaN is NaN."""
+    if _bits(reference) == _bits(candidate):
+        return _leaf(name, Verdict.IDENTICAL, _kind(reference))
+    if type(reference) is float and type(candidate) is float:
+        measures = float_difference(np.array(reference), np.array(candidate))
+        measures.update(reference=repr(reference), candidate=repr(candidate))
+        return _leaf(name, Verdict.DIFFERENT, f"{reference!r} against {candidate!r}", **measures)
+    return _different(name, _kind(reference), _kind(candidate))
+
+
+def _bits(value: Any) -> tuple[str, Any]:
+    """What makes a scalar what it is, comparable with ==."""
+    if isinstance(value, Tensor):
+        return "Tensor", _kind(value)
+    if isinstance(value, float):
+        return "float", struct.pack("<d", value)
+    if isinstance(value, complex):
+        return "complex", struct.pack("<2d", value.real, value.imag)
+    if isinstance(value, set):
+        return "set", sorted(_bits(item) for item in value)
+    return type(value).__name__, repr(value)
+
+
+def _kind(value: Any) -> str:
+    """What a leaf is, for people."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}"
+    text = str(value) if isinstance(value, Named) else f"{type(value).__name__} {value!r}"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _different(name: str, reference: str, candidate: str) -> Difference:
+    return _leaf(name, Verdict.DIFFERENT, f"{reference} against {candidate}", reference=reference, candidate=candidate)
+
+
+def _missing(name: str, side: str) -> Difference:
+    return _leaf(name, Verdict.MISSING, f"missing in the {side}", missing_in=side)
+
+
+def _leaf(name: str, verdict: Verdict, summary: str, **measures: Any) -> Difference:
+    return Difference(name=name, artefact=_ARTEFACT, verdict=verdict, summary=summary, measures=measures)
+
+
+def _group(name: str, children: list[Difference], summary: str = "") -> Difference:
+    return Difference.group(name=name, artefact=_ARTEFACT, children=children, summary=summary)

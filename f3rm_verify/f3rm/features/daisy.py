@@ -1,0 +1,50 @@
+"""DAISY: a dense descriptor that needs no weights, so that a feature field can be trained without a network.
+
+E. Tola, V. Lepetit, P. Fua: DAISY: An Efficient Dense Descriptor Applied to Wide-Baseline Stereo, TPAMI 2010, as
+implemented by scikit-image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class DaisyExtractor:
+    """Descriptors of (rings * histograms + 1) * orientations values, one per `step` x `step` pixels."""
+
+    step: int = 2
+    radius: int = 6
+    rings: int = 2
+    histograms: int = 6
+    orientations: int = 4
+
+    def extract(self, images: Sequence[Path]) -> npt.NDArray[np.float32]:
+        """Features (n, ceil(H / step), ceil(W / step), c) in [0, 1], each of unit length.
+
+        The border is mirrored by `radius`, so that the first descriptor is that of the first pixel.
+        """
+        return np.stack([self._extract_one(image) for image in images])
+
+    def _extract_one(self, path: Path) -> npt.NDArray[np.float32]:
+        from PIL import Image
+        from skimage.feature import daisy
+
+        with Image.open(path) as image:
+            grey = np.asarray(image.convert("L"), dtype=np.float64) / 255.0
+        padded = np.pad(grey, self.radius, mode="reflect")
+        descriptors = daisy(
+            padded,
+            step=self.step,
+            radius=self.radius,
+            rings=self.rings,
+            histograms=self.histograms,
+            orientations=self.orientations,
+            normalization="l2",
+        )
+        return descriptors.astype(np.float32)

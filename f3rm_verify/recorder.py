@@ -1,0 +1,114 @@
+"""What the trainer calls to leave evidence in `<run>/verify/`. Knows no nerfstudio; never changes the training."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from f3rm_verify import __version__
+from f3rm_verify.difference import SCHEMA_VERSION
+from f3rm_verify.run_dir import MANIFEST, METRICS, SEEDING, STATUS
+
+if TYPE_CHECKING:
+    import torch
+
+#: Set by the launcher; the manifest repeats it, which shows that our trainer is the one that runs.
+NONCE_VARIABLE = "F3RM_VERIFY_NONCE"
+#: The least time between two writes of the status file, in seconds.
+_STATUS_INTERVAL = 0.5
+
+
+class Recorder:
+    """Writes the evidence of one training process. Every file is replaced whole, so a reader never sees half of one."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._status_due = 0.0
+        self._phase = ""
+        self.manifest: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "tool_version": __version__,
+            "run_id": uuid.uuid4().hex,
+            "nonce": os.environ.get(NONCE_VARIABLE),
+            "pid": os.getpid(),
+            "start": time.time(),
+            "end": None,
+            "completion": None,
+        }
+
+    def update_manifest(self, facts: Mapping[str, Any]) -> None:
+        """Adds `facts` to the manifest and writes it."""
+        self.manifest.update(facts)
+        write_json(self._run / MANIFEST, self.manifest)
+
+    def write_seeding(self, log: Mapping[str, Any]) -> None:
+        """Writes the seeding validation log."""
+        write_json(self._run / SEEDING, log)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Writes the metrics of the evaluation images."""
+        write_json(self._run / METRICS, metrics)
+
+    def status(self, phase: str, *, step: int | None = None, steps: int = 0, loss: float | None = None) -> bool:
+        """Says where the training is, for whoever watches: at most a few times a second, and when the phase changes.
+
+        `step` is the number of the last finished step, from 0. Says whether it was time to write. A status that cannot be written (a full disk) does not
+        end the training; the evidence that follows will.
+        """
+        now = time.monotonic()
+        if phase == self._phase and now < self._status_due:
+            return False
+        self._status_due, self._phase = now + _STATUS_INTERVAL, phase
+        try:
+            write_json(self._run / STATUS, {"phase": phase, "step": step, "steps": steps, "loss": loss})
+        except OSError:
+            pass
+        return True
+
+    def complete(self, *, first_step: int, steps: int) -> None:
+        """Writes the completion record: the training ended by itself after `steps` steps, as counted."""
+        completion = {"first_step": first_step, "steps": steps}
+        self.update_manifest({"completion": completion, "end": time.time()})
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes `data` to a temporary name beside `path` and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest_files(files: Iterable[Path]) -> dict[str, str]:
+    """xxh3_128 of each file's content, by path."""
+    import xxhash
+
+    digests = {}
+    for path in files:
+        state = xxhash.xxh3_128()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                state.update(block)
+        digests[str(path)] = state.hexdigest()
+    return digests
+
+
+def digest_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """One xxh3_128 over names, dtypes, shapes and bytes, in the order given."""
+    import torch
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    for name, tensor in tensors:
+        state.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        state.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return state.hexdigest()

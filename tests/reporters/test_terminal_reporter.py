@@ -1,0 +1,444 @@
+"""The terminal report: golden files at width 100, and what must hold at every width and for every name.
+
+A golden file that is missing is written and fails its test; look at it, then run the test again. After a wanted change,
+delete the file, run, and read the difference in git.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from f3rm_verify import reporters as words
+from f3rm_verify.difference import Difference, FirstDivergence, Outcome, Result, Verdict
+from f3rm_verify.reporters.terminal import render_terminal, shorten, shorten_path
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+HOSTILE = "evil\x1b]0;owned\x07\x1b[2J\u202e[bold red]x[/]:fire:\nREPRODUCIBLE\udcff"
+
+
+def check_golden(name: str, obtained: str) -> None:
+    """Compares with the golden file; leaves what it got beside it where they differ."""
+    golden = GOLDEN / f"terminal_{name}.txt"
+    if not golden.exists():
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(obtained, encoding="utf8")
+        pytest.fail(f"{golden.name} was missing and is written now: look at it and run again")
+    if golden.read_text(encoding="utf8") != obtained:
+        golden.with_suffix(".obtained.txt").write_text(obtained, encoding="utf8")
+    assert obtained == golden.read_text(encoding="utf8")
+
+
+def render(result: Result, *, width: int = 100, encoding: str = "utf-8", **options: Any) -> str:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
+    render_terminal(result, Console(file=file, width=width, legacy_windows=False), **options)
+    file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+def leaf(
+    artefact: str, name: str, verdict: Verdict = Verdict.IDENTICAL, summary: str = "", **measures: Any
+) -> Difference:
+    return Difference(name=name, artefact=artefact, verdict=verdict, summary=summary, measures=measures)
+
+
+def group(artefact: str, *children: Difference, name: str = "", summary: str = "") -> Difference:
+    return Difference.group(name=name or artefact, artefact=artefact, children=children, summary=summary)
+
+
+def ignored_tags() -> tuple[Difference, ...]:
+    return (
+        leaf("curves", "Train Iter (time)", Verdict.IGNORED, "a duration"),
+        leaf("curves", "Train Total (time)", Verdict.IGNORED, "a duration"),
+        leaf("curves", "ETA (time)", Verdict.IGNORED, "a duration"),
+        leaf("curves", "GPU Memory (MB)", Verdict.IGNORED, "memory use"),
+    )
+
+
+def good_artefacts() -> list[Difference]:
+    return [
+        group(
+            "setup", *(leaf("setup", name) for name in ("seed", "data", "packages")), summary="41 settings identical"
+        ),
+        group("seeding", leaf("seeding", "PYTHONHASHSEED"), summary="11 claims identical"),
+        group("curves", leaf("curves", "Train Loss"), *ignored_tags(), summary="17 tags identical in 1000 steps"),
+        group("metrics", leaf("metrics", "psnr"), summary="4 images identical"),
+        group(
+            "checkpoints",
+            group("checkpoints", leaf("checkpoints", "pipeline._model.field"), name="step-000000999"),
+            summary="74 tensors identical in step-000000999",
+        ),
+        group("renders", leaf("renders", "eval_0.rgb"), summary="12 images identical"),
+    ]
+
+
+def claims(**verdicts: str) -> list[dict[str, Any]]:
+    return [
+        {"claim": name, "asked": 42, "set": 42, "observed": 42, "verdict": verdict, "remedy": None}
+        for name, verdict in verdicts.items()
+    ]
+
+
+def run_of(side: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "directory": f"outputs/{side}/fox/f3rm/run",
+        "method": "f3rm",
+        "seed": 42,
+        "steps": 1000,
+        "completed": True,
+        "threads": 2,
+        "device": "cpu",
+        **changes,
+    }
+
+
+def reproducible() -> Result:
+    log = claims(python="holds", numpy="holds", torch="holds", cuda="not applicable")
+    return Result(
+        tool={"name": "f3rm-verify", "version": "0.1.0"},
+        outcome=Outcome.REPRODUCIBLE,
+        reasons=(),
+        reference=run_of("reference"),
+        candidate=run_of("candidate"),
+        pairs=1,
+        steps=1000,
+        not_recorded=("trace",),
+        control={"seed": 43, "verdict": "different", "summary": "74 of 74 tensors different"},
+        seeding={"reference": log, "candidate": log},
+        root=group("run", *good_artefacts()),
+    )
+
+
+def bad_tensors(count: int) -> list[Difference]:
+    return [
+        leaf(
+            "checkpoints",
+            f"_model.field.mlp_base.encoder.levels.{number}.hash_table",
+            Verdict.DIFFERENT,
+            f"{number + 1} of 8,192 values differ, largest {1e-5 * (number + 1):.3g} at [17, 1] ({number + 411} ulp)",
+            n=8192,
+            n_different=number + 1,
+            max_rel=0.01 * (number + 1),
+        )
+        for number in range(count)
+    ]
+
+
+def diverged() -> Result:
+    failing = [
+        *claims(python="holds", numpy="holds", cuda="not applicable"),
+        {
+            "claim": "PYTHONHASHSEED",
+            "asked": "42",
+            "set": "42",
+            "observed": "another hash seed: setting it inside a running process has no effect on that process",
+            "verdict": "fails",
+            "remedy": "Start with PYTHONHASHSEED=42 in the environment, or through f3rm-verify run.",
+        },
+        {
+            "claim": "deterministic algorithms",
+            "asked": "on",
+            "set": "off",
+            "observed": False,
+            "verdict": "fails",
+            "remedy": "",
+        },
+    ]
+    tensors = group("checkpoints", *bad_tensors(26), leaf("checkpoints", "_model.bias"), name="pipeline")
+    artefacts = good_artefacts()
+    artefacts[2] = group(
+        "curves",
+        leaf(
+            "curves", "Train Loss Dict/feature_loss", Verdict.DIFFERENT, "first at step 3", max_rel=2e-7, first_step=3
+        ),
+        leaf("curves", "Train Loss", Verdict.DIFFERENT, "first at step 3", max_rel=1e-7),
+        leaf("curves", "learning_rate/fields"),
+        *ignored_tags(),
+        summary="2 of 17 tags different, first at step 3",
+    )
+    artefacts[4] = group(
+        "checkpoints",
+        group("checkpoints", tensors, leaf("checkpoints", "step"), name="step-000000999"),
+        summary="26 of 74 tensors different",
+    )
+    artefacts[5] = group(
+        "renders",
+        leaf("renders", "eval_0.rgb", Verdict.UNREADABLE, "not a PNG file: 0 bytes"),
+        leaf("renders", "eval_1.rgb", Verdict.MISSING, "only the reference has it"),
+        summary="1 of 12 images unreadable, 1 missing",
+    )
+    return dataclasses.replace(
+        reproducible(),
+        outcome=Outcome.DIVERGED,
+        reasons=("2 of 17 tags and 26 of 74 tensors are different.",),
+        not_recorded=("trace",),
+        first_divergence=FirstDivergence(
+            step=3,
+            last_equal_step=2,
+            stage="loss",
+            subject="Train Loss Dict/feature_loss",
+            operator="aten::index_put_",
+            cause="index_put_(accumulate=True) adds floats in the order in which two threads reach them, so the sums "
+            "differ in their last bits",
+            remedy="call torch.use_deterministic_algorithms(True) before training",
+            evidence=("reference: 0x1.8d2f3ap-4", "candidate: 0x1.8d2f38p-4 (1 ulp away)"),
+            reproduce="f3rm-verify explain outputs/reference/fox/f3rm/run outputs/candidate/fox/f3rm/run --step 3",
+        ),
+        control=None,
+        seeding={"reference": failing, "candidate": failing},
+        root=group("run", *artefacts),
+    )
+
+
+def inconclusive() -> Result:
+    artefacts = good_artefacts()
+    artefacts[4] = leaf("checkpoints", "checkpoints", Verdict.MISSING, "the candidate has no checkpoint")
+    return dataclasses.replace(
+        reproducible(),
+        outcome=Outcome.INCONCLUSIVE,
+        reasons=("The candidate did not complete: 412 of 1000 steps.", "The candidate has no checkpoint."),
+        candidate=run_of("candidate", seed=43, steps=412, completed=False),
+        control={"seed": 43, "verdict": "identical", "summary": "nothing differs"},
+        seeding={"reference": claims(python="holds"), "candidate": claims(python="fails")},
+        root=group("run", *artefacts),
+    )
+
+
+def several_pairs() -> Result:
+    bad = diverged()
+    return dataclasses.replace(
+        bad,
+        pairs=3,
+        candidates=tuple(run_of(f"candidate-{number}") for number in (1, 2, 3)),
+        not_recorded=(),
+        root=group(
+            "run",
+            group("run", *good_artefacts(), name="candidate-1"),
+            group("run", *bad.root.children, name="candidate-2"),
+            group("run", *good_artefacts(), name="candidate-3"),
+        ),
+    )
+
+
+def hostile() -> Result:
+    tensor = leaf("checkpoints", HOSTILE * 3, Verdict.DIFFERENT, HOSTILE, max_rel="nan")
+    return dataclasses.replace(
+        diverged(),
+        reasons=(HOSTILE,),
+        reference=run_of("reference", directory=HOSTILE, method=HOSTILE, device=[HOSTILE], threads={"a": 1}),
+        not_recorded=(HOSTILE,),
+        first_divergence=FirstDivergence(
+            subject=HOSTILE, stage=HOSTILE, operator=HOSTILE, evidence=(HOSTILE,) * 12, reproduce=HOSTILE, cause=HOSTILE
+        ),
+        control={"seed": HOSTILE, "verdict": HOSTILE, "summary": HOSTILE},
+        seeding={
+            HOSTILE: [{"claim": HOSTILE, "asked": {HOSTILE: 1}, "verdict": HOSTILE}, HOSTILE],
+            "candidate": {"entries": claims(python="holds"), "lines": [HOSTILE]},
+            "other": 5,
+        },
+        root=group(
+            "run",
+            group("checkpoints", tensor, leaf("checkpoints", HOSTILE, Verdict.IGNORED, HOSTILE), name=HOSTILE),
+        ),
+    )
+
+
+RESULTS: dict[str, Callable[[], Result]] = {
+    "reproducible": reproducible,
+    "diverged": diverged,
+    "inconclusive": inconclusive,
+    "several_pairs": several_pairs,
+    "hostile": hostile,
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_golden(name: str) -> None:
+    check_golden(name, render(RESULTS[name](), output=Path("outputs/r.json")))
+
+
+@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_lines_fit_and_only_what_people_copy_is_longer(name: str, width: int) -> None:
+    long = [line for line in render(RESULTS[name](), width=width).splitlines() if cell_len(line) > width]
+    assert all(re.match(r"  reproduce|reference |candidate|result ", line) for line in long)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_every_encoding_can_show_it(name: str, encoding: str) -> None:
+    text = render(RESULTS[name](), encoding=encoding)
+    assert text.isascii() == (encoding != "utf-8")
+    assert len(text.splitlines()) > 5
+
+
+def test_names_reach_the_terminal_as_text() -> None:
+    file = io.StringIO()
+    render_terminal(hostile(), Console(file=file, width=100, force_terminal=True, color_system="truecolor"))
+    without_colour = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+    assert all(char == "\n" or char.isprintable() for char in without_colour)
+    assert "[bold red]" in without_colour
+    assert ":fire:" in without_colour
+    assert not any(line.startswith("REPRODUCIBLE") for line in without_colour.splitlines())
+
+
+def test_colour_only_on_a_terminal() -> None:
+    file = io.StringIO()
+    render_terminal(diverged(), Console(file=file, width=100, force_terminal=True, color_system="standard"))
+    assert file.getvalue().startswith("\x1b[1;31mDIVERGED")
+    assert "\x1b" not in render(diverged())
+
+
+def test_reproducible_first_line() -> None:
+    first = render(reproducible()).splitlines()[0]
+    assert first == "REPRODUCIBLE  2 runs x 1000 steps, seed 42, f3rm, 2 threads, cpu"
+
+
+def test_diverged_first_line() -> None:
+    first = render(diverged()).splitlines()[0]
+    assert first == "DIVERGED  first at step 3 (last equal: 2), stage loss, Train Loss Dict/feature_loss"
+
+
+def test_sides_that_differ_are_both_named() -> None:
+    result = dataclasses.replace(reproducible(), candidate=run_of("candidate", seed=43, threads=None))
+    assert "seed 42 / 43" in words.conditions_line(result)
+    assert "2 / ? threads" in words.conditions_line(result)
+
+
+def test_nothing_is_claimed_for_what_was_not_recorded() -> None:
+    result = dataclasses.replace(
+        reproducible(), not_recorded=("trace", "renders"), root=group("run", *good_artefacts()[2:5:2])
+    )
+    assert words.recorded_line(result) == "reproducible in curves and checkpoints; no trace, no renders were recorded"
+
+
+def test_several_pairs_claim_only_what_every_pair_has() -> None:
+    result = several_pairs()
+    some = group("run", *good_artefacts()[:4], name="candidate-1")
+    every = group("run", *good_artefacts(), name="candidate-2")
+    result = dataclasses.replace(
+        result, pairs=2, outcome=Outcome.REPRODUCIBLE, not_recorded=("trace",), root=group("run", some, every)
+    )
+    assert words.recorded_line(result) == "reproducible in curves and metrics; no trace was recorded"
+
+
+def test_a_bad_verdict_claims_nothing() -> None:
+    assert words.recorded_line(diverged()) == "no trace was recorded"
+
+
+@pytest.mark.parametrize("details", [-1, 0, 3, 20])
+def test_details_are_limited_and_the_rest_is_counted(details: int) -> None:
+    text = render(diverged(), details=details)
+    shown = text.split("Worst first\n")[1].split("\n\n")[0].splitlines()
+    assert len([line for line in shown if line[0] in "≠?∅"]) == max(details, 0)
+    assert f"… and {30 - max(details, 0)} more: --json has every one" in shown[-1]
+
+
+def test_no_details_where_everything_is_identical() -> None:
+    assert "Worst first" not in render(reproducible())
+
+
+def test_worst_verdict_first_then_size() -> None:
+    found = words.worst_first(diverged())
+    assert [node.verdict.badness for _, node in found] == sorted([5] * 28 + [4, 3], reverse=True)
+    assert [path[-1] for path, _ in found[:2]] == [
+        f"_model.field.mlp_base.encoder.levels.{n}.hash_table" for n in (25, 24)
+    ]
+    assert [path for path, _ in found[26:28]] == [("curves", "Train Loss Dict/feature_loss"), ("curves", "Train Loss")]
+
+
+def test_nan_is_the_largest_difference() -> None:
+    nan = leaf("checkpoints", "a", Verdict.DIFFERENT, n=10, n_different=1, max_rel=0.5, n_nan_mismatch=1)
+    assert words.size_of(nan) > words.size_of(leaf("checkpoints", "b", Verdict.DIFFERENT, max_rel=2.0))
+    assert words.size_of(leaf("checkpoints", "c", max_rel=float("nan"))) == (float("inf"), 0.0)
+    assert words.size_of(leaf("checkpoints", "d", max_rel=10**400)) == (float("inf"), 0.0)
+
+
+def test_share_counts_where_there_is_no_relative_difference() -> None:
+    assert words.size_of(leaf("renders", "a", n=4, n_different=1)) == (0.25, 0.25)
+    assert words.size_of(leaf("renders", "a", n=0, n_different=0)) == (0.0, 0.0)
+    assert words.size_of(leaf("renders", "a", n="four", n_different=True)) == (0.0, 0.0)
+
+
+def test_a_parent_worse_than_its_children_is_not_lost() -> None:
+    parent = Difference(
+        name="curves", artefact="curves", verdict=Verdict.DIFFERENT, summary="lengths", children=(leaf("curves", "a"),)
+    )
+    result = dataclasses.replace(diverged(), root=group("run", parent))
+    assert [path for path, _ in words.worst_first(result)] == [("curves",)]
+
+
+def test_summary_from_measures_where_the_comparator_gave_none() -> None:
+    node = leaf("checkpoints", "a", Verdict.DIFFERENT, n=8, n_different=2, max_rel=0.125)
+    assert words.summary_of(node) == "different, 2 of 8, relative difference up to 0.125"
+    assert words.summary_of(leaf("setup", "a", Verdict.WITHIN_TOLERANCE)) == "within tolerance"
+
+
+def test_ignored_once_for_all_pairs() -> None:
+    result = dataclasses.replace(
+        several_pairs(), root=group("run", *(group("run", *good_artefacts(), name=f"candidate-{n}") for n in (1, 2)))
+    )
+    assert [(item.kind, item.reason) for item in words.ignored_by_reason(result)] == [
+        ("3 tags", "a duration"),
+        ("1 tag", "memory use"),
+    ]
+
+
+def test_only_claims_that_say_holds_hold() -> None:
+    log = [*claims(a="holds", b="not applicable", c="Holds", d="unknown"), {}, "text"]
+    (found,) = words.seeding_logs(dataclasses.replace(reproducible(), seeding={"reference": log}))
+    assert found.count == "1 of 5 claims hold, 1 not applicable"
+    assert len(found.failing) == 4
+
+
+def test_a_control_that_does_not_differ_is_a_failure() -> None:
+    assert words.control_line({"seed": 43, "verdict": "diverged"}) == (
+        True,
+        "control run with seed 43: differs, as it must",
+    )
+    for verdict in ("identical", "reproducible", "inconclusive", None, ""):
+        assert words.control_line({"seed": 43, "verdict": verdict})[0] is False
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_bare_results_have_a_report(outcome: Outcome) -> None:
+    bare = Result(
+        tool={}, outcome=outcome, reasons=(), reference={}, candidate={}, pairs=1, steps=None, root=group("run")
+    )
+    lines = render(bare).splitlines()
+    assert lines[0].startswith(words.verdict_word(bare))
+    assert "nothing was compared" in lines[-1]
+
+
+def test_clean_keeps_names_apart_and_prose_keeps_lines_together() -> None:
+    assert words.clean("a\nb\u200b\x9b\udcff") == r"a\nb\u200b\x9b\udcff"
+    assert words.prose(" a\n\tb  c\x1b ") == r"a b c\x1b"
+    assert words.clean("Größe ✓ 深度") == "Größe ✓ 深度"
+
+
+@pytest.mark.parametrize("width", range(5, 40))
+def test_shortened_names_fit(width: int) -> None:
+    for name in ("a" * 30, "深度" * 10, "a\u0301" * 50, "x" * 1_000_000):
+        assert cell_len(shorten(name, width, "…")) <= width
+    for path in (
+        ["checkpoints", "step-000000999", "深度" * 9],
+        ["a"],
+        ["b" * 50, "c"],
+        ["a", "b" * 9, "c" * 9, "d" * 9],
+    ):
+        assert cell_len(shorten_path(path, width, "...")) <= max(width, 5)
+
+
+def test_shortened_names_keep_both_ends() -> None:
+    assert shorten("0123456789", 5, "…") == "01…89"
+    assert shorten("0123456789", 10, "…") == "0123456789"
+    assert shorten_path(["checkpoints", "step-9", "pipeline", "weight"], 30, "…") == "checkpoints / … / weight"
