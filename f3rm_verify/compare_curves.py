@@ -192,7 +192,7 @@ def _different_scalars(name: str, aligned: _Alignment, a: NDArray[Any], b: NDArr
     at = measures.pop("at")
     step = int(aligned.steps[first])
     extent = difference_summary({**measures, "at": None})
-    summary = f"differs from step {step} on: {a[first]!s} against {b[first]!s}; {extent}"
+    summary = f"differs first at step {step}: {a[first]!s} against {b[first]!s}; {extent}"
     return _leaf(
         name,
         Verdict.DIFFERENT,
@@ -258,31 +258,33 @@ def _compare_records(name: str, reference: _Records | None, candidate: _Records 
     aligned = _align(reference.steps, candidate.steps)
     pairs = zip(aligned.reference, aligned.candidate, strict=True)
     unequal = [(a, b) for i, j in pairs if (a := reference.blobs[i]) != (b := candidate.blobs[j])]
-    n_recoded, unreadable = 0, ""
+    n_recoded = 0
+    unreadable: dict[int, str] = {}
     for index, pair in enumerate(unequal):
         try:
             found = _record_difference(*pair)
         except UnreadableError as error:
-            unreadable = unreadable or f"the images at step {pair[0][0]} differ, and one cannot be decoded: {error}"
+            unreadable[pair[0][0]] = str(error)
             continue
         if found is not None:
-            return _different_records(name, aligned, pair[0], found, len(unequal) - index)
+            last_equal = aligned.last_step_before(min([pair[0][0], *unreadable]))
+            found |= {"last_equal_step": last_equal, "n_different": len(unequal) - index}
+            return _different_records(name, aligned, pair[0], found)
         n_recoded += 1
     if unreadable:
-        return _leaf(name, Verdict.UNREADABLE, unreadable, kind=reference.kind, n=int(aligned.steps.size))
+        step, reason = min(unreadable.items())
+        summary = f"the images at step {step} differ, and one cannot be decoded: {reason}"
+        return _leaf(name, Verdict.UNREADABLE, summary, kind=reference.kind, n=int(aligned.steps.size))
     note = f" ({n_recoded} with the same pixels, only encoded otherwise)" if n_recoded else ""
     return _equal_so_far(name, reference.kind, aligned, note)
 
 
-def _different_records(
-    name: str, aligned: _Alignment, first: Blob, found: dict[str, Any], n_different: int
-) -> Difference:
+def _different_records(name: str, aligned: _Alignment, first: Blob, found: dict[str, Any]) -> Difference:
     step, kind, _ = first
     what = found.pop("what")
     n = int(aligned.steps.size)
-    measures = {"kind": kind, "first_step": step, "last_equal_step": aligned.last_step_before(step)}
-    measures |= {"n": n, "n_different": n_different, **found, **aligned.extra}
-    summary = f"differs from step {step} on: {what}; {n_different} of {n} records differ"
+    summary = f"differs first at step {step}: {what}; {found['n_different']} of {n} records differ"
+    measures = {"kind": kind, "first_step": step, "n": n, **found, **aligned.extra}
     return _leaf(name, Verdict.DIFFERENT, summary, **measures)
 
 

@@ -108,7 +108,7 @@ def _compare_file(name: str, runs: tuple[RunDir, ...], paths: tuple[Path | None,
     try:
         data = [_read(side, run, path) for side, run, path in zip(SIDES, runs, present, strict=True)]
         if data[0] == data[1]:
-            return _identical(name, decode(data[0], present[0].name), "")
+            return _identical(name, _decode("both sides", data[0], present[0].name), "")
         first, second = pool.map(_decode, SIDES, data, (path.name for path in present))
     except UnreadableError as error:
         return _node(name, Verdict.UNREADABLE, str(error))

@@ -29,7 +29,7 @@ _PREFIXES = (
     "TCNN_",
     "TORCH_",
 )
-_NAMES = ("LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV")
+_NAMES = ("LD_PRELOAD",)
 
 
 def describe_environment() -> dict[str, Any]:

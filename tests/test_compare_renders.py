@@ -190,9 +190,7 @@ def test_sign_of_zero_is_a_difference_without_psnr(pair: tuple[Path, Path]) -> N
     ("value", "other", "missing"),
     [(1e-200, 2e-200, {"psnr"}), (1.7e308, -1.7e308, {"psnr", "ssim"}), (1e200, 0.0, set())],
 )
-def test_extreme_values_break_nothing(
-    tmp_path: Path, value: float, other: float, missing: set[str]
-) -> None:
+def test_extreme_values_break_nothing(tmp_path: Path, value: float, other: float, missing: set[str]) -> None:
     for side, number in (("reference", value), ("candidate", other)):
         values = np.zeros((8, 8))
         values[1, 1] = number

@@ -333,10 +333,18 @@ def _key(key: Any) -> str:
     """A key as it stands in a path; no two keys have the same."""
     if type(key) is not str:
         return repr(key).replace("/", "\\x2f")
-    plain = re.fullmatch(r"[A-Za-z_][^/\"'\\]*", key) and key.isprintable()
-    if plain and key not in ("True", "False", "None", "nan", "inf"):
+    plain = re.fullmatch(r"[A-Za-z0-9_][^/\"'\\]*", key) and key.isprintable()
+    if plain and key not in ("True", "False", "None") and not _is_number(key):
         return key
     return json.dumps(key).replace("/", "\\u002f")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _scalar(value: Any) -> Any:

@@ -13,7 +13,7 @@ from f3rm_verify.errors import UnreadableError
 
 #: A config of nerfstudio has some 10 KiB, 500 nodes and 8 levels.
 MAX_BYTES = 16 * 2**20
-MAX_NODES = 200_000
+MAX_NODES = 50_000
 MAX_DEPTH = 100
 #: Characters of a number: the time to convert one grows with their square.
 MAX_NUMBER = 1000

