@@ -141,7 +141,7 @@ def _kind(value: Any) -> str:
     """What a leaf is, for people."""
     if isinstance(value, Tensor):
         return f"{value.dtype} {list(value.shape)}"
-    text = str(value) if isinstance(value, Named) else f"{type(value).__name__} {value!r}"
+    text = str(value) if value is None or isinstance(value, Named) else f"{type(value).__name__} {value!r}"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 

@@ -30,6 +30,7 @@ Array = npt.NDArray[Any]
 MAX_LEAVES = 1_000_000
 MAX_PATH = 1024
 MAX_DEPTH = 64
+MAX_DIMENSIONS = 32
 #: Tensors may share and repeat storage, but all together hold at most 1 GiB and four times the file.
 FREE_LOGICAL_BYTES = 2**30
 LOGICAL_BYTES_PER_BYTE = 4
@@ -268,7 +269,9 @@ class _Tensors:
 
 
 def _sizes(values: Any) -> list[int]:
-    if any(checked(value, int) < 0 for value in checked(values, tuple, list)):
+    if len(checked(values, tuple, list)) > MAX_DIMENSIONS:
+        raise Refused(f"it holds a tensor of more than {MAX_DIMENSIONS} dimensions")
+    if any(checked(value, int) < 0 for value in values):
         raise Refused("damaged: a tensor has a negative size, stride or offset")
     return list(values)
 

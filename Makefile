@@ -1,0 +1,36 @@
+# Everything below sets itself up on a fresh machine: Python 3.11 (3.10 and 3.12 work too) and make are all it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint lock bench clean
+
+demo: $(READY)  ## train the built-in scene twice, compare everything, print the verdict
+	$(BIN)/f3rm-verify run --seed 42 --iters 1000
+
+test: $(READY) lint  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure this tool against its peers, in one sitting
+	$(BIN)/python benchmarks/run_wall_time.py
+
+$(READY): requirements/uv.txt requirements/train.txt pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("f3rm-verify needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is %d.%d: call make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/train.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+lock:  ## pin the newest versions that fit, with hashes and without the address of any index
+	uv pip compile -q pyproject.toml --extra train --extra dev --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements/train.txt
+	uv pip compile -q pyproject.toml --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header --no-annotate -c requirements/train.txt -o requirements/core.txt
+	echo uv | uv pip compile -q - --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements/uv.txt
+
+clean:
+	rm -rf .venv build dist
