@@ -28,7 +28,7 @@ class FeatureDataManagerConfig(VanillaDataManagerConfig):
     """Keep extracted features in the dataset's folder, keyed by the images' content and the extractor's arguments."""
 
 
-class FeatureDataManager(VanillaDataManager):  # type: ignore[type-arg]
+class FeatureDataManager(VanillaDataManager):
     """Adds `feature`, (rays, c) float32, to every batch.
 
     Pixel (y, x) gets the feature at (floor(y * h / H), floor(x * w / W)) of its image's (h, w) feature map.

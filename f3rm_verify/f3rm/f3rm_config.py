@@ -54,5 +54,5 @@ f3rm_method = MethodSpecification(
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer",
     ),
-    description="F3RM: a NeRF and, trained in parallel, a feature field distilled from 2D features; seeded and verified.",
+    description="F3RM: a NeRF and, trained in parallel, a feature field distilled from 2D features; seeded.",
 )

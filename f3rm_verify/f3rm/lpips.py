@@ -1,4 +1,4 @@
-"""LPIPS without a network: torchmetrics downloads its weights when the metric is built, which ends a training offline."""
+"""LPIPS without a network: torchmetrics downloads its weights when it is built, which ends a training offline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
 
 
 class UnavailableMetric(nn.Module):

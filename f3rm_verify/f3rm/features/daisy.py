@@ -25,9 +25,10 @@ class DaisyExtractor:
     orientations: int = 4
 
     def extract(self, images: Sequence[Path]) -> npt.NDArray[np.float32]:
-        """Features (n, ceil(H / step), ceil(W / step), c) in [0, 1], each of unit length.
+        """Features (n, ceil(H / step), ceil(W / step), c) in [0, 1]: smoothed gradients per direction and place.
 
-        The border is mirrored by `radius`, so that the first descriptor is that of the first pixel.
+        The border is mirrored by `radius`, so that the first descriptor is that of the first pixel. They are not
+        normalised: that would blow up the noise of flat areas to the size of real edges.
         """
         return np.stack([self._extract_one(image) for image in images])
 
@@ -45,6 +46,6 @@ class DaisyExtractor:
             rings=self.rings,
             histograms=self.histograms,
             orientations=self.orientations,
-            normalization="l2",
+            normalization="off",
         )
         return descriptors.astype(np.float32)
