@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from f3rm_verify import __version__
 from f3rm_verify.errors import UsageError, VerifyError
+from f3rm_verify.streams import unfailing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from f3rm_verify.difference import Result
+    from f3rm_verify.ns_train import TrainingRequest
+    from f3rm_verify.runner import Trainings
+
+PROGRAM = "f3rm-verify"
+#: Wrong usage, or a failure of this program: nothing was decided.
+FAILED = 2
+#: Stopped by Ctrl-C before there was a verdict: inconclusive.
+STOPPED = 3
+#: Where a command keeps what stands after `--`.
+_REST = f"{__name__}.rest"
 
 app = typer.Typer(
-    name="f3rm-verify",
+    name=PROGRAM,
     help="Does the same seed really give the same training, and if not, what broke?",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -32,15 +45,27 @@ ArtefactName = Enum(  # type: ignore[misc]
     {name: name for name in ("setup", "seeding", "trace", "curves", "metrics", "checkpoints", "renders")},
     type=str,
 )
-Preset = Enum("Preset", {"small": "small", "full": "full"}, type=str)  # type: ignore[misc]
+Preset = Enum("Preset", {"small": "small", "full": "full"}, type=str)
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)]
 
 
-@app.command()
+class _KeepsTheRest(TyperCommand):
+    """A command that keeps what stands after `--`; anything that is no option before it is a mistake."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses what stands before `--`."""
+        own = args[: args.index("--")] if "--" in args else args
+        ctx.meta[_REST] = tuple(args[len(own) + 1 :])
+        return super().parse_args(ctx, list(own))
+
+
+@app.command(
+    cls=_KeepsTheRest,
+    options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
+    epilog="Options after -- go to ns-train unchanged.",
+)
 def run(
-    ns_train_args: Annotated[
-        list[str] | None, typer.Argument(help="After --: further options of ns-train.", metavar="[-- NS_TRAIN_ARGS]")
-    ] = None,
+    context: typer.Context,
     seed: Annotated[int, typer.Option(help="Seed of every run.", min=0, max=2**32 - 1)] = 42,
     iters: Annotated[int, typer.Option(help="Training steps of every run.", min=1)] = 1000,
     data: Annotated[Path | None, typer.Option(help="Dataset; without it, the built-in scene.")] = None,
@@ -51,28 +76,27 @@ def run(
     runs: Annotated[int, typer.Option(help="How many runs; all are compared with the first.", min=2)] = 2,
     control: Annotated[bool, typer.Option("--control", help="Also train with seed + 1, which must differ.")] = False,
     jobs: Annotated[int, typer.Option(help="How many trainings at a time.", min=1)] = 2,
+    ns_train: Annotated[Path | None, typer.Option(help="The ns-train to call; else this environment's.")] = None,
     stall_timeout: Annotated[float, typer.Option(help="Seconds without a new step after which to stop.", min=1)] = 600,
     output_dir: Annotated[Path, typer.Option(help="Each run makes a fresh directory in here.")] = Path(
         "f3rm-verify-out"
     ),
     render_budget: Annotated[
-        float, typer.Option(help="GiB that the renders of one run may take.", min=0.001)
+        float, typer.Option(help="GiB that the renders of one run may take.", min=0.001, max=2.0**20)
     ] = 4.0,
     json_file: JsonOption = None,
 ) -> None:
     """Train twice with one seed, compare everything, name the first difference."""
-    from f3rm_verify import presets, runner
+    from f3rm_verify import presets
+    from f3rm_verify.ns_train import TrainingRequest, find_ns_train, refuse_owned_options
 
-    arguments = tuple(ns_train_args or ())
-    runner.refuse_owned_options(arguments)
+    arguments: tuple[str, ...] = context.meta[_REST]
+    refuse_owned_options(arguments)
     small = (preset or (Preset.small if data is None and method == "f3rm" else Preset.full)) is Preset.small
-    if small and method != "f3rm":
-        raise UsageError("--preset small is a size of f3rm; shrink another method by options after --.")
-    if data is not None and not data.exists():
-        raise UsageError(f"--data {data} does not exist; give a dataset in a format that nerfstudio reads.")
-    ns_train = runner.find_ns_train()
+    _refuse_nonsense(data, method, small, {"stall-timeout": stall_timeout, "render-budget": render_budget}, json_file)
+    ns_train = find_ns_train(ns_train)
     output = _fresh_directory(output_dir)
-    request = runner.TrainingRequest(
+    request = TrainingRequest(
         seed=seed,
         iters=iters,
         data=(data or _built_in_scene(output)).resolve(),
@@ -85,41 +109,73 @@ def run(
         jobs=jobs,
     )
     sides = {"reference": seed, "candidate": seed} | {f"candidate-{i}": seed for i in range(2, runs)}
-    _verify(request, sides | ({"control": seed + 1} if control else {}), json_file)
+    _verify(request, sides | ({"control": (seed + 1) % 2**32} if control else {}), json_file)
 
 
-def _verify(request: Any, sides: dict[str, int], json_file: Path | None) -> None:
+def _refuse_nonsense(
+    data: Path | None, method: str, small: bool, numbers: dict[str, float], json_file: Path | None
+) -> None:
+    """Raises UsageError, before anything is written or trained, for what cannot work."""
+    if not re.fullmatch(r"\w[\w.+-]*", method):
+        raise UsageError(f"--method {method!r} is not a name that a method can have.")
+    if small and method != "f3rm":
+        raise UsageError("--preset small is a size of f3rm; shrink another method by options after --.")
+    if data is not None and not data.exists():
+        raise UsageError(f"--data {data} does not exist; give a dataset in a format that nerfstudio reads.")
+    for name, value in numbers.items():
+        if value != value:
+            raise UsageError(f"--{name} is not a number; give one.")
+    if json_file is not None:
+        folder = json_file.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"--json {json_file} cannot be written: {folder} takes no new files; name another file.")
+
+
+def _verify(request: TrainingRequest, sides: dict[str, int], json_file: Path | None) -> NoReturn:
     """Trains, compares what the trainings left, also when they failed, and exits like the verdict."""
-    from f3rm_verify import runner
     from f3rm_verify.compare_runs import compare_runs
     from f3rm_verify.policy import RUN_POLICY
     from f3rm_verify.progress import progress_display
     from f3rm_verify.run_dir import RunDir
+    from f3rm_verify.runner import run_trainings
 
     console = _console()
+    typer.echo(f"Training {request.method} {len(sides)} times, {request.iters} steps each, in {request.output}")
     with progress_display(console) as watch:
-        trainings = runner.run_trainings(request, sides, watch=watch)
-    trouble = [training.failure for training in trainings if training.failure]
-    for training in trainings:
-        if training.failure:
-            _say_trouble(f"{training.failure}\nThe end of its log, {training.log}:\n{training.last_log_lines()}")
-    found = {training.side: training.directory for training in trainings}
-    missing = [side for side, directory in found.items() if directory is None]
-    if missing:
-        _say_trouble(f"There is nothing to compare: the {missing[0]} run left no directory in {request.output}.")
-        raise typer.Exit(3)
-    directories = {side: RunDir(directory) for side, directory in found.items() if directory is not None}
-    reference = directories.pop("reference")
-    control = directories.pop("control", None)
+        ended = run_trainings(request, sides, watch=watch)
+    trouble = _tell_trouble(ended)
+    found = {training.side: RunDir(training.directory) for training in ended.trainings if training.directory}
+    reference, control = found.pop("reference", None), found.pop("control", None)
+    missing = [side for side in sides if side not in found and side not in ("reference", "control")]
+    if reference is None or not found:
+        side = "reference" if reference is None else missing[0]
+        _say(f"There is nothing to compare: the {side} run left nothing in {request.output}.")
+        raise typer.Exit(STOPPED)
     result = compare_runs(
         reference,
-        directories,
+        found,
         policy=RUN_POLICY,
         control=control,
         reproduce=_command_line(),
-        trouble=trouble,
+        trouble=[*trouble, *(f"the {side} run never began" for side in missing)],
     )
     _report(result, console, json_file or request.output / "result.json")
+
+
+def _tell_trouble(ended: Trainings) -> list[str]:
+    """Says why the trainings ended early, with the last log lines of the one that failed; the same as sentences."""
+    from f3rm_verify.training_log import last_lines
+
+    failed = ended.failed
+    if failed is not None and failed.failure is not None:
+        _say(f"{failed.failure}\nThe end of its log, {failed.log}:\n{last_lines(failed.log)}")
+        return [failed.failure]
+    if ended.interruption is not None:
+        _say(f"{ended.interruption} What they left is kept and compared.")
+        return [ended.interruption]
+    return []
 
 
 @app.command()
@@ -160,14 +216,21 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def _report(result: Result, console: Console, json_file: Path | None) -> None:
+def _report(result: Result, console: Console, json_file: Path | None) -> NoReturn:
+    """Shows the result and exits like it. A file that cannot be written hides no verdict, and is never a success."""
     from f3rm_verify.reporters.json_report import write_json
     from f3rm_verify.reporters.terminal import render_terminal
 
+    problem = None
     if json_file is not None:
-        write_json(result, json_file)
+        try:
+            write_json(result, json_file)
+        except UsageError as error:
+            problem, json_file = error, None
     render_terminal(result, console, details=8 if console.is_terminal else 20, output=json_file)
-    raise typer.Exit(result.outcome.exit_code)
+    if problem is not None:
+        _say(str(problem))
+    raise typer.Exit(result.outcome.exit_code or (FAILED if problem is not None else 0))
 
 
 def _fresh_directory(parent: Path) -> Path:
@@ -196,21 +259,82 @@ def _console() -> Console:
     """Standard output for a person: colour and width of a terminal, plain and wide where it is piped."""
     from rich.console import Console
 
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=120)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
-def _say_trouble(message: str) -> None:
-    typer.echo(f"f3rm-verify: {message}", err=True)
+def _say(message: str) -> None:
+    typer.echo(f"{PROGRAM}: {message}", err=True)
 
 
 def _command_line() -> str:
-    return shlex.join(["f3rm-verify", *sys.argv[1:]])
+    return shlex.join([PROGRAM, *sys.argv[1:]])
 
 
 def main() -> None:
-    """The console script: a VerifyError becomes one message and exit code 2."""
+    """The console script."""
+    output, _ = unfailing("stdout"), unfailing("stderr")
+    code = _guarded(sys.argv[1:])
+    if output is not None:
+        sys.stdout.flush()
+        # A reader that closed the pipe, as head does, has seen enough; a full disk has lost what should be kept.
+        if output.failure is not None and not isinstance(output.failure, BrokenPipeError):
+            _say(f"Standard output cannot be written ({output.failure.strerror}).")
+            code = code or FAILED
+    sys.exit(code)
+
+
+def _guarded(arguments: list[str]) -> int:
+    """Runs a command; whatever goes wrong becomes one message and an exit code that no verdict has.
+
+    Python's own exit code for a traceback, and typer's for a Ctrl-C, is 1, which would say "diverged".
+    """
     try:
-        app()
+        # Without arguments it shows the help, but that is no success: nothing was verified.
+        code = app(args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except VerifyError as error:
-        _say_trouble(str(error))
-        sys.exit(2)
+        _say(str(error))
+        return FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        return _stopped()
+    except OSError as error:
+        _say(f"{error}.")
+        return FAILED
+    except (Exception, SystemExit) as error:
+        # typer brings its own copy of click or uses click, by version: known by what it can do.
+        if hasattr(error, "format_message"):
+            return _wrong_usage(error)
+        return _bug(error)
+    if code == 130:
+        return _stopped()
+    return int(code or 0) if arguments else FAILED
+
+
+def _stopped() -> int:
+    _say("Stopped by Ctrl-C; there is no verdict.")
+    return STOPPED
+
+
+def _wrong_usage(error: Any) -> int:
+    sentence = " ".join(str(error.format_message()).split()).rstrip(".")
+    command = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+    _say(f"{sentence}. See {command} --help.")
+    return FAILED
+
+
+def _bug(error: BaseException) -> int:
+    import tempfile
+    import traceback
+
+    text = f"{_command_line()}\n{PROGRAM} {__version__}, Python {sys.version}\n\n{traceback.format_exc()}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix=f"{PROGRAM}-bug-", suffix=".txt", delete=False, encoding="utf8", errors="backslashreplace"
+        ) as file:
+            file.write(text)
+        where = f"the traceback is in {file.name}"
+    except OSError:
+        where = f"the traceback:\n{text}"
+    lines = str(error).splitlines() or [""]
+    _say(f"This is a bug in {PROGRAM}, and there is no verdict ({type(error).__name__}: {lines[0]}); {where}")
+    return FAILED

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.errors import UnreadableError
+from f3rm_verify.policy import reason_to_ignore
 from f3rm_verify.readers.config import flatten
-from f3rm_verify.run_dir import CONFIG, TRANSFORMS, RunDir
+from f3rm_verify.run_dir import CONFIG, MANIFEST, SEEDING, TRANSFORMS, RunDir
+
+Read = Callable[[RunDir], Mapping[str, Any] | None]
 
 #: Parts of config.yml that name places and times, or how the run is watched, by dotted path (patterns as in fnmatch).
 _IGNORED_CONFIG: Mapping[str, str] = {
@@ -39,6 +43,8 @@ _MANIFEST_PARTS = (
     "data.files",
     "data.features",
 )
+_ABSENT: Any = object()
+_NOTHING_IGNORED: Mapping[str, str] = {}
 #: Environment variables whose effect is compared elsewhere, or that have none on numbers.
 _IGNORED_VARIABLES: Mapping[str, str] = {
     "GOMP_SPINCOUNT": "how threads wait, not how many there are",
@@ -46,135 +52,95 @@ _IGNORED_VARIABLES: Mapping[str, str] = {
     "OMP_NUM_THREADS": "the number of threads is compared as torch shows it",
     "OMP_WAIT_POLICY": "how threads wait, not how many there are",
 }
+_IGNORED_PARTS: Mapping[str, Mapping[str, str]] = {
+    "environment.variables": _IGNORED_VARIABLES,
+    "data.features": {"source": "whether the features came from a cache; their digest decides"},
+}
 
 
 def compare_setup(reference: RunDir, candidate: RunDir) -> Difference:
     """Compares everything that was the same by intention. A difference here explains others; it is not one itself."""
+    sides = (reference, candidate)
     children = [
-        *_compare_plain(CONFIG, lambda run: run.config, reference, candidate, _IGNORED_CONFIG),
-        *_compare_plain(TRANSFORMS, lambda run: run.json(TRANSFORMS), reference, candidate, {}),
-        *_compare_manifests(reference, candidate),
+        *_compare_files(CONFIG, lambda run: run.config, sides, lambda a, b: [_values(CONFIG, a, b, _IGNORED_CONFIG)]),
+        *_compare_files(TRANSFORMS, lambda run: run.transforms, sides, lambda a, b: [_values(TRANSFORMS, a, b)]),
+        *_compare_files(MANIFEST, lambda run: run.manifest, sides, _compare_manifests),
     ]
     return Difference.group(name="setup", artefact="setup", children=children)
 
 
 def compare_seeding(reference: RunDir, candidate: RunDir) -> Difference:
     """Compares the seeding validation logs claim by claim; a claim that fails on both sides alike is no difference."""
-    sides = []
     try:
-        for run in (reference, candidate):
-            log = run.seeding
-            sides.append(None if log is None else _claims(log))
+        sides = [_claims(log) for log in _read(lambda run: run.seeding, (reference, candidate))]
     except UnreadableError as error:
         return Difference(name="seeding", artefact="seeding", verdict=Verdict.UNREADABLE, summary=str(error))
-    if sides[0] is None and sides[1] is None:
-        return Difference.group(name="seeding", artefact="seeding", children=())
-    children = [
-        _leaf("seeding", name, *((side or {}).get(name, _ABSENT) for side in sides))
-        for name in dict.fromkeys([*(sides[0] or {}), *(sides[1] or {})])
-    ]
-    failing = sorted({name for side in sides for name, claim in (side or {}).items() if claim["verdict"] == "fails"})
-    summary = f"does not hold: {', '.join(failing)}" if failing else ""
+    names = dict.fromkeys(name for side in sides for name in side)
+    children = [_leaf("seeding", name, *(side.get(name, _ABSENT) for side in sides)) for name in names]
     node = Difference.group(name="seeding", artefact="seeding", children=children)
-    text = f"{node.summary}; {summary}" if summary else node.summary
-    return Difference.group(name="seeding", artefact="seeding", children=children, summary=text)
+    failing = sorted({name for side in sides for name, claim in side.items() if claim["verdict"] == "fails"})
+    if not failing:
+        return node
+    return dataclasses.replace(node, summary=f"{node.summary}; does not hold: {', '.join(failing)}")
 
 
-_ABSENT: Any = object()
+def _claims(log: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """By claim what counts: what was observed. How it was asked and set can be worded differently."""
+    entries = [] if log is None else log.get("entries")
+    if not isinstance(entries, list) or not all(map(_is_claim, entries)):
+        raise UnreadableError(f"{SEEDING}: holds no list of claims.")
+    claims = {entry["claim"]: {key: entry.get(key) for key in ("observed", "verdict")} for entry in entries}
+    if len(claims) < len(entries):
+        raise UnreadableError(f"{SEEDING}: has one claim twice.")
+    return claims
 
 
-def _claims(log: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    entries = log.get("entries")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "claim" in entry for entry in entries):
-        raise UnreadableError("verify/seeding.json: holds no list of claims.")
-    # What was asked and set can be worded differently and come to the same; what was observed is what counts.
-    return {
-        str(entry["claim"]): {"observed": entry.get("observed"), "verdict": entry.get("verdict")} for entry in entries
-    }
+def _is_claim(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("claim", "observed", "verdict"))
 
 
-def _leaf(artefact: str, name: str, reference: Any, candidate: Any) -> Difference:
-    if reference is _ABSENT or candidate is _ABSENT:
-        side = "reference" if reference is _ABSENT else "candidate"
-        return Difference(name=name, artefact=artefact, verdict=Verdict.MISSING, summary=f"not in the {side}")
-    if _same(reference, candidate):
-        return Difference(name=name, artefact=artefact, verdict=Verdict.IDENTICAL, summary=_short(reference))
-    return Difference(
-        name=name,
-        artefact=artefact,
-        verdict=Verdict.DIFFERENT,
-        summary=f"{_short(reference)} in the reference, {_short(candidate)} in the candidate",
-    )
+def _read(read: Read, sides: tuple[RunDir, RunDir]) -> list[Mapping[str, Any] | None]:
+    """What both sides have; UnreadableError that names the side."""
+    values = []
+    for side, run in zip(("reference", "candidate"), sides, strict=True):
+        try:
+            values.append(read(run))
+        except UnreadableError as error:
+            raise UnreadableError(f"{side}: {error}") from error
+    return values
 
 
-def _same(reference: Any, candidate: Any) -> bool:
-    """Equal in type and value, so that True is not 1; NaN equals NaN, as both are what was written."""
-    return type(reference) is type(candidate) and (reference == candidate or repr(reference) == repr(candidate))
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    if isinstance(value, Mapping) and "observed" in value:
-        value = f"{value['observed']} ({value['verdict']})"
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _compare_plain(
-    name: str, read: Any, reference: RunDir, candidate: RunDir, ignored: Mapping[str, str]
+def _compare_files(
+    name: str, read: Read, sides: tuple[RunDir, RunDir], compare: Callable[[Any, Any], list[Difference]]
 ) -> list[Difference]:
-    """One node for a file, below it a node for every value in it; no node where neither side has the file."""
+    """The nodes of one file: those that `compare` makes, or one that says why there is nothing to compare."""
     try:
-        sides = [read(run) for run in (reference, candidate)]
+        values = _read(read, sides)
+        if None not in values:
+            return compare(*values)
     except UnreadableError as error:
         return [Difference(name=name, artefact="setup", verdict=Verdict.UNREADABLE, summary=str(error))]
-    if sides[0] is None and sides[1] is None:
+    if values == [None, None] and name != CONFIG:  # only config.yml is written by every training
         return []
-    if sides[0] is None or sides[1] is None:
-        side = "reference" if sides[0] is None else "candidate"
-        return [Difference(name=name, artefact="setup", verdict=Verdict.MISSING, summary=f"not in the {side}")]
-    return [_compare_values(name, flatten(sides[0]), flatten(sides[1]), ignored)]
+    return [_leaf("setup", name, *(_ABSENT if value is None else value for value in values))]
 
 
-def _compare_values(
-    name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any], ignored: Mapping[str, str]
-) -> Difference:
-    children = []
-    for key in dict.fromkeys([*reference, *candidate]):
-        leaf = _leaf("setup", key, reference.get(key, _ABSENT), candidate.get(key, _ABSENT))
-        reason = next((why for pattern, why in ignored.items() if fnmatch.fnmatchcase(key, pattern)), None)
-        if reason is not None and leaf.verdict is not Verdict.IDENTICAL:
-            leaf = Difference(name=key, artefact="setup", verdict=Verdict.IGNORED, summary=reason)
-        elif leaf.verdict is Verdict.MISSING:
-            # A value on one side only is a difference between two files that are both there.
-            leaf = Difference(name=key, artefact="setup", verdict=Verdict.DIFFERENT, summary=leaf.summary)
-        children.append(leaf)
-    return Difference.group(name=name, artefact="setup", children=children)
-
-
-def _compare_manifests(reference: RunDir, candidate: RunDir) -> list[Difference]:
-    try:
-        sides = [reference.manifest, candidate.manifest]
-    except UnreadableError as error:
-        return [Difference(name="manifest", artefact="setup", verdict=Verdict.UNREADABLE, summary=str(error))]
-    if sides[0] is None and sides[1] is None:
-        return []
-    if sides[0] is None or sides[1] is None:
-        side = "reference" if sides[0] is None else "candidate"
-        return [Difference(name="manifest", artefact="setup", verdict=Verdict.MISSING, summary=f"not in the {side}")]
+def _compare_manifests(reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[Difference]:
     nodes = []
     for part in _MANIFEST_PARTS:
-        values = [_part(side, part) for side in sides if side is not None]
-        if values == [_ABSENT, _ABSENT]:
-            continue
-        if all(isinstance(value, Mapping) for value in values):
-            ignored = _IGNORED_VARIABLES if part == "environment.variables" else {}
-            if part == "data.features":
-                ignored = {"source": "whether the features came from a cache; their digest decides"}
-            if values[0] or values[1]:
-                nodes.append(_compare_values(part, flatten(values[0]), flatten(values[1]), ignored))
+        a, b = _part(reference, part), _part(candidate, part)
+        if isinstance(a, dict) and isinstance(b, dict) and (a or b):
+            nodes += _raise_ignored(_values(part, a, b, _IGNORED_PARTS.get(part, _NOTHING_IGNORED)))
         else:
-            nodes.append(_leaf("setup", part, *values))
+            nodes.append(_leaf("setup", part, a, b))
     return nodes
+
+
+def _raise_ignored(group: Difference) -> list[Difference]:
+    """The group; or, where all of it is ignored and so nothing in it can be judged, its leaves."""
+    if any(child.verdict is not Verdict.IGNORED for child in group.children):
+        return [group]
+    return [dataclasses.replace(child, name=f"{group.name}.{child.name}") for child in group.children]
 
 
 def _part(manifest: Mapping[str, Any], path: str) -> Any:
@@ -184,3 +150,42 @@ def _part(manifest: Mapping[str, Any], path: str) -> Any:
             return _ABSENT
         value = value[key]
     return value
+
+
+def _values(name: str, reference: Any, candidate: Any, ignored: Mapping[str, str] = _NOTHING_IGNORED) -> Difference:
+    """A node for a table, below it one for every value in it; a value on one side only is a difference."""
+    children = []
+    sides = flatten(reference), flatten(candidate)
+    for key in dict.fromkeys([*sides[0], *sides[1]]):
+        leaf = _leaf("setup", key, *(side.get(key, _ABSENT) for side in sides))
+        reason = reason_to_ignore(key, ignored)
+        if reason is not None and leaf.verdict is not Verdict.IDENTICAL:
+            leaf = dataclasses.replace(leaf, verdict=Verdict.IGNORED, summary=reason)
+        elif leaf.verdict is Verdict.MISSING:
+            leaf = dataclasses.replace(leaf, verdict=Verdict.DIFFERENT)
+        children.append(leaf)
+    return Difference.group(name=name, artefact="setup", children=children)
+
+
+def _leaf(artefact: str, name: str, reference: Any, candidate: Any) -> Difference:
+    absent = [side for side, value in (("reference", reference), ("candidate", candidate)) if value is _ABSENT]
+    if absent:
+        verdict, summary = Verdict.MISSING, f"not in the {' and not in the '.join(absent)}"
+    elif _canonical(reference) == _canonical(candidate):
+        verdict, summary = Verdict.IDENTICAL, _short(reference)
+    else:
+        verdict = Verdict.DIFFERENT
+        summary = f"{_short(reference)} in the reference, {_short(candidate)} in the candidate"
+    return Difference(name=name, artefact=artefact, verdict=verdict, summary=summary)
+
+
+def _canonical(value: Any) -> str:
+    """A text that two values share if they are equal in type and value: True is not 1, nor +0 -0, but NaN is NaN."""
+    return json.dumps(flatten(value), sort_keys=True)
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    if isinstance(value, Mapping) and "observed" in value:
+        value = f"{value['observed']} ({value['verdict']})"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -16,6 +16,9 @@ ARTEFACTS = ("setup", "seeding", "trace", "curves", "metrics", "checkpoints", "r
 #: Artefacts that say under which conditions a run was made; the others are what came out of it.
 CONDITIONS = ("setup", "seeding")
 
+#: Where in a training something can differ first, in causal order; all but the first once per step.
+STAGES = ("init", "rng", "batch", "forward", "loss", "grad", "params", "schedule", "eval")
+
 
 class Verdict(str, Enum):
     """What one node of the tree says, best first."""

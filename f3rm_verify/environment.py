@@ -12,24 +12,35 @@ from typing import Any
 
 #: Environment variables that can change numbers, by prefix.
 _PREFIXES = (
+    "ATEN_",
+    "BLIS_",
     "CUBLAS",
     "CUDA_",
     "CUDNN",
+    "DNNL_",
     "GOMP_",
+    "HIP_",
     "KMP_",
     "MALLOC_",
+    "MIOPEN_",
     "MKL_",
     "NCCL_",
     "NERFSTUDIO_",
+    "NPY_",
     "NVIDIA_TF32",
     "OMP_",
+    "ONEDNN_",
     "OPENBLAS_",
     "PYTHONHASHSEED",
     "PYTORCH_",
+    "ROCBLAS_",
     "TCNN_",
     "TORCH_",
+    "VECLIB_",
 )
 _NAMES = ("LD_PRELOAD",)
+#: Of these, those that only say where something lies.
+_PLACES = ("CUDA_CACHE_PATH", "CUDA_HOME", "CUDA_PATH", "TORCH_HOME")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -39,7 +50,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": dict(sorted((dist.metadata["Name"], dist.version) for dist in metadata.distributions())),
+        "packages": _packages(),
         "hardware": {
             "cpu": _cpu_model(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -48,12 +59,29 @@ def describe_environment() -> dict[str, Any]:
             "driver": _driver(),
         },
         "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
-        "variables": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES) or name in _NAMES
-        },
-        "git": _git(Path.cwd()),
+        "variables": _variables(),
+        "git": _git(),
         "executable": sys.executable,
     }
+
+
+def _packages() -> dict[str, str]:
+    """Version by name; of two with one name, the first on the path, which is the one that is imported."""
+    versions: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        # What a broken installation left behind has no metadata: no name, or a KeyError, depending on the Python.
+        try:
+            name, version = distribution.metadata["Name"], distribution.version
+        except (KeyError, TypeError):
+            continue
+        if name and version:
+            versions.setdefault(name, version)
+    return dict(sorted(versions.items()))
+
+
+def _variables() -> dict[str, str]:
+    matters = (name for name in sorted(os.environ) if name.startswith(_PREFIXES) or name in _NAMES)
+    return {name: os.environ[name] for name in matters if name not in _PLACES}
 
 
 def _cpu_model() -> str:
@@ -77,20 +105,17 @@ def _driver() -> str | None:
         return None
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
+def _git() -> dict[str, Any] | None:
     """Commit and dirtiness of the working tree that the training was started in; None outside of one."""
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout
+        commit = _ask_git("rev-parse", "HEAD")
+        status = _ask_git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "dirty": bool(status.strip())}
+    return {"commit": commit.decode("ascii", "replace"), "dirty": bool(status)}
+
+
+def _ask_git(*arguments: str) -> bytes:
+    # Reading must not write: git status would refresh the index, under a lock that two trainings at once fight for.
+    command = ["git", "--no-optional-locks", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=10, check=True, stdin=subprocess.DEVNULL).stdout.strip()

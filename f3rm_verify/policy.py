@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from f3rm_verify.difference import ARTEFACTS
+from f3rm_verify.difference import ARTEFACTS, CONDITIONS
+from f3rm_verify.errors import UsageError
 
 #: TensorBoard tags that differ between two equal trainings by nature (patterns as in fnmatch).
 IGNORED_TAGS: Mapping[str, str] = {
@@ -29,6 +30,19 @@ class Policy:
     required: tuple[str, ...] | None = None
     ignored_tags: Mapping[str, str] = field(default_factory=lambda: dict(IGNORED_TAGS))
     ignored_metrics: Mapping[str, str] = field(default_factory=lambda: dict(IGNORED_METRICS))
+
+    def check(self) -> None:
+        """Raises UsageError for a policy that no training could fail."""
+        if self.required is not None:
+            unknown = sorted(set(self.required) - set(ARTEFACTS))
+            if unknown:
+                raise UsageError(f"The policy requires {', '.join(unknown)}; there are only {', '.join(ARTEFACTS)}.")
+            if not set(self.required) - set(CONDITIONS):
+                raise UsageError("The policy requires nothing that a training puts out; require at least its curves.")
+        for patterns in (self.ignored_tags, self.ignored_metrics):
+            for pattern in patterns:
+                if not pattern.strip("*"):
+                    raise UsageError(f"The policy ignores everything, by the pattern {pattern!r}; name what to ignore.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the result file."""

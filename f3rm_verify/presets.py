@@ -16,7 +16,7 @@ SMALL: tuple[str, ...] = (
     *("--pipeline.model.num-levels", "8"),
     *("--pipeline.model.max-res", "256"),
     *("--pipeline.model.log2-hashmap-size", "15"),
-    # As nerfstudio's own nerfacto: with the class default of 1, fog in front of the training cameras hides held-out views.
+    # As nerfstudio's own nerfacto. With the class default, 1, fog before the training cameras hides held-out views.
     *("--pipeline.model.average-init-density", "0.01"),
     *("--pipeline.model.near-plane", "0.3"),
     *("--pipeline.model.far-plane", "3"),

@@ -12,26 +12,36 @@ from rich.text import Text
 
 from f3rm_verify.runner import Training
 
-#: Seconds between two lines of piped output.
+#: Seconds between two lines of piped output while no training begins anything new.
 _INTERVAL = 15.0
 
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[Callable[[Sequence[Training]], None]]:
     """Yields what to call with the trainings, as often as one likes."""
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
-            yield lambda trainings: live.update(Text("\n".join(describe(training) for training in trainings)))
+    if not console.is_terminal:
+        yield _lines(console)
         return
-    due = time.monotonic() + _INTERVAL
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        # Cropped, because lines that wrap would pile up on the terminal.
+        yield lambda trainings: live.update(
+            Text("\n".join(describe(training) for training in trainings), no_wrap=True, overflow="ellipsis")
+        )
+
+
+def _lines(console: Console) -> Callable[[Sequence[Training]], None]:
+    shown: list[str] = []
+    due = 0.0
 
     def say(trainings: Sequence[Training]) -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            due = time.monotonic() + _INTERVAL
-            console.print(" | ".join(describe(training) for training in trainings), markup=False, soft_wrap=True)
+        nonlocal shown, due
+        phases = [training.phase for training in trainings]
+        if phases != shown or time.monotonic() >= due:
+            shown, due = phases, time.monotonic() + _INTERVAL
+            line = " | ".join(describe(training) for training in trainings)
+            console.print(line, markup=False, soft_wrap=True)
 
-    yield say
+    return say
 
 
 def describe(training: Training) -> str:

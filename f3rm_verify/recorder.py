@@ -57,8 +57,8 @@ class Recorder:
     def status(self, phase: str, *, step: int | None = None, steps: int = 0, loss: float | None = None) -> bool:
         """Says where the training is, for whoever watches: at most a few times a second, and when the phase changes.
 
-        `step` is the number of the last finished step, from 0. Says whether it was time to write. A status that cannot be written (a full disk) does not
-        end the training; the evidence that follows will.
+        `step` is the number of the last finished step, from 0. Says whether it was time to write. A status that cannot
+        be written (a full disk) does not end the training; the evidence that follows will.
         """
         now = time.monotonic()
         if phase == self._phase and now < self._status_due:
@@ -78,10 +78,15 @@ class Recorder:
 
 def write_json(path: Path, data: Any) -> None:
     """Writes `data` to a temporary name beside `path` and renames it."""
+    try:
+        content = json.dumps(data, indent=1, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # A file name or a variable that is not UTF-8 arrives as lone surrogates, which only JSON's escapes can hold.
+        content = json.dumps(data, indent=1).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf8")
+        temporary.write_bytes(content + b"\n")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

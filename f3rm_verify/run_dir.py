@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from f3rm_verify.errors import UnreadableError, UsageError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EVIDENCE = "verify"
 MANIFEST = f"{EVIDENCE}/manifest.json"
 SEEDING = f"{EVIDENCE}/seeding.json"
+TRACE = f"{EVIDENCE}/trace.json"
 METRICS = f"{EVIDENCE}/metrics.json"
 STATUS = f"{EVIDENCE}/status.json"
 RENDERS = f"{EVIDENCE}/renders"
@@ -31,8 +32,11 @@ CONFIG = "config.yml"
 TRANSFORMS = "dataparser_transforms.json"
 CHECKPOINTS = "nerfstudio_models"
 
+#: Of the manifest. What another version wrote can mean something else, so it is not read.
+EVIDENCE_VERSION = 1
 #: JSON of a run directory larger than this is refused: the largest we write is the manifest, some MiB.
 MAX_JSON_BYTES = 256 * 2**20
+_EVENT_FILE = "events.out.tfevents."
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 _ARRAY_SUFFIXES = {".npy"}
 #: How far below a given directory the run directory may lie: OUT/EXPERIMENT/METHOD/TIMESTAMP is 3 below OUT.
@@ -41,7 +45,10 @@ _SEARCH_DEPTH = 3
 
 @dataclass(frozen=True)
 class RunDir:
-    """One run directory. Properties are empty where there is nothing, and raise UnreadableError where it is broken."""
+    """One run directory, as it is when it is first looked at.
+
+    Properties are empty where there is nothing, and raise UnreadableError where it is broken.
+    """
 
     path: Path
 
@@ -54,7 +61,10 @@ class RunDir:
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "does not exist"
             raise UsageError(f"{path} {what}; give the directory of a nerfstudio run (it holds {CONFIG}).")
-        found = sorted(_find_runs(path, _SEARCH_DEPTH))
+        try:
+            found = sorted(_find_runs(path, _SEARCH_DEPTH))
+        except UnreadableError as error:
+            raise UsageError(f"{path} cannot be searched for a run: {error}") from error
         if not found:
             raise UsageError(
                 f"{path} is no nerfstudio run directory: it holds no {CONFIG}, no events.out.tfevents.* file, no "
@@ -79,12 +89,14 @@ class RunDir:
             raise UnreadableError(f"{relative}: a link that leads out of the run directory, to {resolved}.")
         return path
 
-    def json(self, relative: str) -> Any:
-        """The plain data in a JSON file, None where there is no such file."""
+    def _json(self, relative: str) -> Any:
+        """The plain data in a JSON file; `_ABSENT` where there is no such file."""
         path = self.file(relative)
         if path is None:
-            return None
+            return _ABSENT
         try:
+            if not path.is_file():  # a pipe would make us wait for ever
+                raise UnreadableError(f"{relative}: not a plain file.")
             size = path.stat().st_size
             if size > MAX_JSON_BYTES:
                 raise UnreadableError(f"{relative}: {size} bytes are more than a {relative} can have.")
@@ -93,15 +105,23 @@ class RunDir:
             raise UnreadableError(f"{relative}: not readable as JSON ({error}).") from error
 
     def _json_object(self, relative: str) -> Mapping[str, Any] | None:
-        data = self.json(relative)
-        if data is not None and not isinstance(data, dict):
+        data = self._json(relative)
+        if data is _ABSENT:
+            return None
+        if not isinstance(data, dict):
             raise UnreadableError(f"{relative}: holds {type(data).__name__}, not an object.")
         return data
 
     @cached_property
     def manifest(self) -> Mapping[str, Any] | None:
         """What our trainer wrote about the run; None for a plain run."""
-        return self._json_object(MANIFEST)
+        manifest = self._json_object(MANIFEST)
+        if manifest is not None and manifest.get("schema_version") != EVIDENCE_VERSION:
+            raise UnreadableError(
+                f"{MANIFEST}: has schema_version {str(manifest.get('schema_version'))[:20]!r}, and this version of "
+                f"f3rm-verify reads {EVIDENCE_VERSION}; compare with the version that wrote it."
+            )
+        return manifest
 
     @cached_property
     def seeding(self) -> Mapping[str, Any] | None:
@@ -113,25 +133,37 @@ class RunDir:
         """Metrics of the evaluation images.
 
         Ours: `{"split": str, "images": {name: {metric: value}}, "mean": {metric: value}, "unavailable": {metric:
-        reason}}`. A file that `ns-eval --output-path` wrote into the run directory (any `*.json` with `results`) is
+        reason}}`. The file that `ns-eval --output-path` wrote into the run directory (the `*.json` with `results`) is
         brought into this form with no `images`.
         """
         ours = self._json_object(METRICS)
         if ours is not None:
             return ours
-        for path in sorted(self.path.glob("*.json")):
-            data = self.json(path.name)
-            if isinstance(data, dict) and isinstance(data.get("results"), dict):
-                return {"split": "as ns-eval chose", "images": {}, "mean": data["results"], "unavailable": {}}
+        names = sorted(name for name in _names(self.path) if name.endswith(".json") and name != TRANSFORMS)
+        found = {name: data for name in names if isinstance(data := self._json(name), dict) and "results" in data}
+        if len(found) > 1:
+            raise UnreadableError(f"{', '.join(found)}: several results of ns-eval; leave the one that is meant.")
+        for data in found.values():
+            return {"split": "as ns-eval chose", "images": {}, "mean": data["results"], "unavailable": {}}
         return None
 
     @cached_property
-    def config(self) -> Any:
+    def config(self) -> Mapping[str, Any] | None:
         """`config.yml` as plain data, Python tags kept as names and never constructed; None where there is none."""
         from f3rm_verify.readers.config import read_config
 
         path = self.file(CONFIG)
-        return None if path is None else read_config(path)
+        if path is None:
+            return None
+        config = read_config(path)
+        if not isinstance(config, dict):
+            raise UnreadableError(f"{CONFIG}: holds {type(config).__name__}, not the configuration of a training.")
+        return config
+
+    @cached_property
+    def transforms(self) -> Mapping[str, Any] | None:
+        """`dataparser_transforms.json`; None where there is none."""
+        return self._json_object(TRANSFORMS)
 
     @cached_property
     def events(self) -> Events:
@@ -140,59 +172,113 @@ class RunDir:
 
         return read_events(self.event_files)
 
-    @property
+    @cached_property
     def event_files(self) -> tuple[Path, ...]:
         """TensorBoard event files, in the order in which they were started (their names begin with the time)."""
-        return tuple(
-            path
-            for name in sorted(_names(self.path))
-            if name.startswith("events.out.tfevents.") and (path := self.file(name)) is not None
-        )
+        folder = self._configured_folder("logging", "relative_log_dir", ".")
+        names = sorted(name for name in _names(self.path / folder) if name.startswith(_EVENT_FILE))
+        return tuple(path for name in names if (path := self.file(f"{folder}/{name}")) is not None)
 
-    @property
+    @cached_property
     def checkpoints(self) -> Mapping[int, Path]:
         """Checkpoint files by step (0-based: the step after which they were written), ascending."""
-        steps = {}
-        for name in _names(self.path / CHECKPOINTS):
+        folder = self._configured_folder(None, "relative_model_dir", CHECKPOINTS)
+        steps: dict[int, Path] = {}
+        for name in _names(self.path / folder):
             match = re.fullmatch(r"step-(\d{1,15})\.ckpt", name)
-            if match:
-                path = self.file(f"{CHECKPOINTS}/{name}")
-                assert path is not None
-                steps[int(match[1])] = path
+            path = self.file(f"{folder}/{name}") if match else None
+            if match and path is not None and steps.setdefault(int(match[1]), path) is not path:
+                raise UnreadableError(f"{folder}: holds two checkpoints of step {int(match[1])}.")
         return dict(sorted(steps.items()))
 
-    @property
+    @cached_property
     def renders(self) -> Mapping[str, Path]:
-        """Rendered outputs by name relative to the renders' directory, without links.
+        """Rendered outputs by name relative to the renders' directory.
 
         Ours lie in `verify/renders/IMAGE/OUTPUT.npy` (lossless float) beside `OUTPUT.png` (for people); where there
         are none, the images in `renders/` of a plain run, as `ns-eval --render-output-path RUN/renders` writes them.
+        Raises UnreadableError for a folder that is a link or cannot be listed: left out, it would not be compared.
         """
         for folder in (RENDERS, "renders"):
-            root = self.path / folder
-            if root.is_dir() and not root.is_symlink():
-                files = {str(path.relative_to(root)): path for path in sorted(_walk_files(root))}
+            root = self.file(folder)
+            if root is not None:
+                files = {str(path.relative_to(root)): path for path in sorted(_walk_files(root, folder))}
                 files = {n: p for n, p in files.items() if p.suffix.lower() in _IMAGE_SUFFIXES | _ARRAY_SUFFIXES}
                 if files:
                     return files
         return {}
 
+    @cached_property
+    def recorded(self) -> frozenset[str]:
+        """The artefacts of which there is anything here, also where it is broken."""
+        evidence: Mapping[str, Callable[[], object]] = {
+            "setup": lambda: self.file(CONFIG) or self.file(MANIFEST),
+            "seeding": lambda: self.file(SEEDING),
+            "trace": lambda: self.file(TRACE),
+            "curves": lambda: self.event_files,
+            "metrics": lambda: self.metrics is not None,
+            "checkpoints": lambda: self.checkpoints,
+            "renders": lambda: self.renders,
+        }
+        return frozenset(artefact for artefact, look in evidence.items() if _is_there(look))
+
+    def _configured_folder(self, section: str | None, key: str, default: str) -> str:
+        """A folder that config.yml names relative to the run directory; `default` where it does not."""
+        try:
+            config: Any = self.config or {}
+        except UnreadableError:
+            config = {}
+        values = config if section is None else config.get(section)
+        folder = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(folder, str):
+            return default
+        path = PurePosixPath(folder)
+        if path.is_absolute() or ".." in path.parts or not folder.isprintable():
+            raise UnreadableError(f"{CONFIG}: {key} leads out of the run directory, to {folder[:100]!r}.")
+        return str(path)
+
+
+_ABSENT: Any = object()
+
+
+def _is_there(look: Callable[[], object]) -> bool:
+    try:
+        return bool(look())
+    except UnreadableError:
+        return True
+
 
 def _names(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
+    """What is in a folder; nothing where there is none."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UnreadableError(f"{folder.name}: its files cannot be listed ({error.strerror or error}).") from error
 
 
-def _walk_files(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root, followlinks=False):
-        for name in names:
-            path = Path(folder, name)
-            if path.is_file() and not path.is_symlink():
-                yield path
+def _walk_files(root: Path, name: str) -> Iterator[Path]:
+    """Every file below `root`, which is called `name`; UnreadableError for a folder that is a link or cannot be listed.
+
+    Links to files are among them: whoever reads one has `RunDir.file` refuse it where it leads out of the run.
+    """
+
+    def stop(error: OSError) -> NoReturn:
+        raise UnreadableError(f"{name}: its files cannot be listed ({error.strerror or error}).") from error
+
+    if root.is_symlink() or not root.is_dir():
+        raise UnreadableError(f"{name}: not a folder, or a link.")
+    for folder, folders, files in os.walk(root, onerror=stop):
+        for path in (Path(folder, item) for item in folders):
+            if path.is_symlink():
+                raise UnreadableError(f"{name}/{path.relative_to(root)}: a link to a folder.")
+        yield from (Path(folder, item) for item in files)
 
 
 def _find_runs(path: Path, depth: int) -> Iterator[Path]:
     names = _names(path)
-    is_run = CONFIG in names or CHECKPOINTS in names or any(name.startswith("events.out.tfevents.") for name in names)
+    is_run = CONFIG in names or CHECKPOINTS in names or any(name.startswith(_EVENT_FILE) for name in names)
     if is_run or (path / MANIFEST).exists():
         yield path
     elif depth > 0:

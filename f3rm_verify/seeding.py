@@ -72,30 +72,33 @@ class SeedingLog:
 def child_environment(plan: SeedingPlan, environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` with what `plan` needs to be in it before a child's interpreter starts.
 
-    PYTHONHASHSEED takes 0 to 4294967295; a larger seed is reduced modulo 2^32. A value that the user set stays.
+    A value that the user set stays; an empty one counts as not set, as it does for Python and for cuBLAS.
     """
-    child = dict(environment)
+    wanted = _variables(plan)
+    return {**environment, **{name: environment.get(name) or value for name, value in wanted.items()}}
+
+
+def _variables(plan: SeedingPlan) -> dict[str, str]:
+    """What the plan sets in the environment. PYTHONHASHSEED takes 0 to 4294967295; other seeds are reduced to that."""
     if not plan.enabled:
-        return child
-    child.setdefault("PYTHONHASHSEED", str(plan.base_seed % 2**32))
-    child.setdefault("TCNN_SEED", str(plan.base_seed))
-    if plan.cublas_workspace:
-        child.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
-    return child
+        return {}
+    variables = {"PYTHONHASHSEED": str(plan.base_seed % 2**32), "TCNN_SEED": str(plan.base_seed)}
+    return {**variables, "CUBLAS_WORKSPACE_CONFIG": CUBLAS_WORKSPACE} if plan.cublas_workspace else variables
 
 
 def apply_seeding(plan: SeedingPlan, *, say: Callable[[str], None]) -> SeedingLog:
     """Seeds every generator of this process and sets every flag of the plan, then looks at what is in effect.
 
     Call it in each training process after `nerfstudio.scripts.train` was imported (which turns cuDNN's benchmark mode
-    on) and before the model and its data are built. `say` gets each printed line.
+    on) and before the model and its data are built. `say` gets each printed line, without the characters that standard
+    output cannot show: printing must not end a training.
     """
     log = SeedingLog(plan=plan)
 
     def tell(line: str) -> None:
         log.lines.append(line)
         if plan.print_info:
-            say(line)
+            say(_showable(line))
 
     if not plan.enabled:
         tell("Comprehensive seeding is off: only nerfstudio's own seeds are set.")
@@ -117,10 +120,15 @@ def apply_seeding(plan: SeedingPlan, *, say: Callable[[str], None]) -> SeedingLo
     return log
 
 
+def _showable(line: str) -> str:
+    """`line` without the characters that standard output's encoding lacks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return line.encode(encoding, "ignore").decode(encoding).strip()
+
+
 def _set_environment(plan: SeedingPlan) -> None:
     """For child processes, and for libraries that read these late; this process's own hash seed is fixed already."""
-    for name, value in child_environment(plan, {}).items():
-        os.environ.setdefault(name, value)
+    os.environ.update(child_environment(plan, os.environ))
 
 
 def _seed_generators(seed: int) -> None:
@@ -168,6 +176,11 @@ def _claim(
         verdict="holds" if fine else "fails",
         remedy="" if fine else remedy,
     )
+
+
+def _not_asked(name: str, observed: object) -> Claim:
+    """A claim that nobody made: what is observed is worth knowing, and neither right nor wrong."""
+    return Claim(claim=name, asked="nothing", set="nothing", observed=str(observed), verdict="not applicable")
 
 
 def _observe_generators(plan: SeedingPlan) -> list[Claim]:
@@ -227,34 +240,38 @@ def _observe_generators(plan: SeedingPlan) -> list[Claim]:
 
 
 def _observe_hash_seed(plan: SeedingPlan) -> Claim:
-    """Hashes a string here and in a fresh interpreter with the hash seed that is asked for."""
-    wanted = str(plan.base_seed % 2**32) if plan.enabled else os.environ.get("PYTHONHASHSEED", "random")
-    if wanted == "random":
-        fixed = not sys.flags.hash_randomization
-        return _claim(
-            "PYTHONHASHSEED",
-            "nothing",
-            "fixed" if fixed else "random: the order of sets of strings differs from run to run",
-            holds=fixed,
-            remedy="Start with PYTHONHASHSEED in the environment.",
-        )
-    environment = {**os.environ, "PYTHONHASHSEED": wanted}
-    script = f"print(hash({_HASH_PROBE!r}))"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    fine = done.stdout.strip() == str(hash(_HASH_PROBE))
+    """Hashes a string here and in a fresh interpreter with the hash seed that the environment names by now."""
+    name = "PYTHONHASHSEED"
+    wanted = os.environ.get(name) or _variables(plan).get(name)
+    if wanted is None:
+        observed = "random: the order of sets of strings differs from run to run"
+        return _not_asked(name, observed)
+    if _fresh_hash(wanted) == str(hash(_HASH_PROBE)):
+        return _claim(name, wanted, wanted, remedy="")
+    value = wanted if wanted.isdigit() else str(plan.base_seed % 2**32)
     return _claim(
-        "PYTHONHASHSEED",
+        name,
         wanted,
-        wanted if fine else "another hash seed: setting it inside a running process has no effect on that process",
-        holds=fine,
-        remedy=f"Start with PYTHONHASHSEED={wanted} in the environment, or through f3rm-verify run.",
+        "another hash seed: setting it inside a running process has no effect on that process",
+        holds=False,
+        remedy=f"Start with PYTHONHASHSEED={value} in the environment, or through f3rm-verify run.",
     )
+
+
+def _fresh_hash(hash_seed: str) -> str | None:
+    """What a fresh interpreter with this hash seed hashes the probe to; None where none can be started."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", f"print(hash({_HASH_PROBE!r}))"],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def _observe_tcnn_seed(plan: SeedingPlan) -> Claim:
@@ -271,57 +288,62 @@ def observe_flags(plan: SeedingPlan) -> list[Claim]:
     """The flags of torch as they are now; something may have changed them since they were set."""
     import torch
 
-    deterministic = plan.enabled and plan.deterministic_algorithms
-    mode = torch.get_deterministic_debug_mode()
-    wanted = (1 if plan.warn_only else 2) if deterministic else 0
-    names = {0: "off", 1: "on, warns only", 2: "on"}
-    flags = [
-        _claim(
-            "deterministic algorithms",
-            names[wanted],
-            names[mode],
-            holds=mode == wanted,
-            remedy="Something called torch.use_deterministic_algorithms after the seeding; find and remove it.",
-        )
+    mode = {0: "off", 1: "on, warns only", 2: "on"}[torch.get_deterministic_debug_mode()]
+    cudnn = torch.backends.cudnn
+    flags = (("cuDNN deterministic", cudnn.deterministic, True), ("cuDNN benchmark", cudnn.benchmark, False))
+    if not plan.enabled:
+        return [_not_asked("deterministic algorithms", mode), *(_not_asked(name, value) for name, value, _ in flags)]
+    changed = "Something changed torch.backends.cudnn after the seeding; find and remove it."
+    return [
+        _observe_deterministic_algorithms(plan, mode),
+        *(_claim(name, asked, value, remedy=changed) for name, value, asked in flags),
     ]
-    if plan.enabled:
-        for name, value, asked in (
-            ("cuDNN deterministic", torch.backends.cudnn.deterministic, True),
-            ("cuDNN benchmark", torch.backends.cudnn.benchmark, False),
-        ):
-            flags.append(
-                _claim(name, asked, value, remedy="Something changed torch.backends.cudnn after the seeding.")
-            )
-    return flags
+
+
+def _observe_deterministic_algorithms(plan: SeedingPlan, mode: str) -> Claim:
+    name = "deterministic algorithms"
+    if not plan.deterministic_algorithms:
+        return _not_asked(name, mode)
+    return _claim(
+        name,
+        "on, warns only" if plan.warn_only else "on",
+        mode,
+        remedy="Something called torch.use_deterministic_algorithms after the seeding; find and remove it.",
+    )
 
 
 def _observe_cublas_workspace(plan: SeedingPlan) -> Claim:
     import torch
 
-    asked = CUBLAS_WORKSPACE if plan.enabled and plan.cublas_workspace else "nothing"
-    observed = os.environ.get("CUBLAS_WORKSPACE_CONFIG", "nothing")
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    asked = _variables(plan).get(name)
+    observed = os.environ.get(name) or "nothing"
+    if asked is None:
+        return _not_asked(name, observed)
     if not torch.cuda.is_available():
-        return Claim(
-            claim="CUBLAS_WORKSPACE_CONFIG", asked=asked, set=observed, observed="no CUDA", verdict="not applicable"
-        )
+        return Claim(claim=name, asked=asked, set=observed, observed="no CUDA", verdict="not applicable")
+    # torch's pull request 161749 took the requirement, and this name, out: it gives each stream a workspace of its own.
+    needed = name in (torch.use_deterministic_algorithms.__doc__ or name)
     return _claim(
-        "CUBLAS_WORKSPACE_CONFIG",
+        name,
         asked,
-        observed,
-        holds=asked == "nothing" or observed in (":4096:8", ":16:8"),
-        remedy="Set it in the environment before the first use of CUDA.",
+        observed if needed else f"{observed}; this torch does not need it",
+        set=observed,
+        holds=not needed or observed in (":4096:8", ":16:8"),
+        remedy="Set it to :4096:8 in the environment before the first use of CUDA.",
     )
 
 
 def _observe_threads() -> Claim:
     import torch
 
-    asked = os.environ.get("OMP_NUM_THREADS", "all cores")
-    return Claim(
-        claim="CPU threads",
-        asked=asked,
-        set=asked,
-        observed=f"{torch.get_num_threads()} in torch: a verdict holds for this number",
-        verdict="holds" if asked in ("all cores", str(torch.get_num_threads())) else "fails",
+    threads = str(torch.get_num_threads())
+    asked = os.environ.get("OMP_NUM_THREADS") or "all cores"
+    return _claim(
+        "CPU threads",
+        asked,
+        f"{threads} in torch: a verdict holds for this number",
+        # A list gives the numbers of nested levels; torch uses the first.
+        holds=asked == "all cores" or asked.split(",")[0].strip() == threads,
         remedy="Set OMP_NUM_THREADS before the process starts.",
     )

@@ -7,6 +7,7 @@ package provides `f3rm`, this entry point gives nerfstudio that package's own me
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -24,7 +25,7 @@ def other_provider() -> Any:
             continue
         try:
             specification = point.load()
-        except Exception:  # another package's failure is nerfstudio's to report
+        except (Exception, SystemExit):  # another package's failure is nerfstudio's to report
             continue
         if getattr(getattr(specification, "config", None), "method_name", None) == METHOD:
             return specification
@@ -38,11 +39,19 @@ def discover() -> Any:
         if other is not None:
             return other
         from f3rm_verify.f3rm.f3rm_config import f3rm_method
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Without the training extra, or with a nerfstudio that our model does not know, there is no method of ours.
-        print(f"f3rm-verify: its method f3rm is not available here ({type(error).__name__}: {error}).")
+        _say(f"f3rm-verify: its method f3rm is not available here ({type(error).__name__}: {error}).")
         return None
     return f3rm_method
+
+
+def _say(line: str) -> None:
+    """On standard error, which can show every character, and where nothing that reads our output trips over it."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # it is closed
 
 
 method = discover()

@@ -52,9 +52,9 @@ def evaluate(pipeline: Any, run: Path, *, progress: Callable[[int, int], object]
         progress(index + 1, len(loader))
     pipeline.train()
     unavailable = {}
-    reason = getattr(getattr(model, "lpips", None), "unavailable_because", None)
-    if reason is not None:
-        unavailable["lpips"] = reason
+    without_lpips = getattr(getattr(model, "lpips", None), "unavailable_because", None)
+    if without_lpips is not None:
+        unavailable["lpips"] = without_lpips
         for metrics in images.values():
             metrics.pop("lpips", None)
     names = sorted({key for metrics in images.values() for key in metrics})

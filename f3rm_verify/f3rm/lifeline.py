@@ -6,26 +6,44 @@ import os
 import signal
 import threading
 
-#: A file descriptor whose other end only the launcher holds: it reads as closed when the launcher is gone.
+#: Set by the launcher to `DESCRIPTOR:INODE`: a pipe whose other end only the launcher holds, so that it reads as closed
+#: when the launcher is gone. The inode tells that pipe from whatever else has this number in a process further down.
 LIFELINE_VARIABLE = "F3RM_VERIFY_LIFELINE"
+_THREAD = "f3rm-verify-lifeline"
+
+
+def lifeline_value(descriptor: int) -> str:
+    """What the launcher puts into the variable for the pipe end that its child inherits."""
+    return f"{descriptor}:{os.fstat(descriptor).st_ino}"
 
 
 def watch_launcher() -> None:
     """Starts a daemon thread that kills this process group when the launcher's end of the lifeline closes.
 
     Does nothing in a process that was not launched by us, or is not the leader of its group (a rank, a worker: they
-    belong to a group that is killed as a whole).
+    belong to a group that is killed as a whole), or is watching already.
     """
-    descriptor = os.environ.get(LIFELINE_VARIABLE, "")
-    if not descriptor.isdigit() or os.getpgrp() != os.getpid():
+    descriptor = _descriptor(os.environ.get(LIFELINE_VARIABLE, ""))
+    if descriptor is None or os.getpgrp() != os.getpid():
         return
+    if any(thread.name == _THREAD for thread in threading.enumerate()):
+        return
+    threading.Thread(target=_wait, args=(descriptor,), name=_THREAD, daemon=True).start()
 
-    def wait() -> None:
-        try:
-            while os.read(int(descriptor), 1):
-                continue
-        except OSError:
-            return  # no such descriptor: not our launcher's child after all
-        os.killpg(os.getpgrp(), signal.SIGKILL)
 
-    threading.Thread(target=wait, name="f3rm-verify-lifeline", daemon=True).start()
+def _descriptor(value: str) -> int | None:
+    """The descriptor that `value` names, None where it is not our launcher's pipe."""
+    try:
+        descriptor, inode = map(int, value.split(":"))
+        return descriptor if os.fstat(descriptor).st_ino == inode else None
+    except (ValueError, OSError, OverflowError):
+        return None
+
+
+def _wait(descriptor: int) -> None:
+    try:
+        while os.read(descriptor, 1):
+            continue
+    except OSError:
+        return  # closed under us, by somebody who closes every descriptor
+    os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -46,4 +46,4 @@ def degrade_lpips_offline() -> None:
             torch.set_rng_state(state)
 
     build.degrades_offline = True  # type: ignore[attr-defined]
-    module.LearnedPerceptualImagePatchSimilarity = build  # type: ignore[misc,assignment]
+    module.LearnedPerceptualImagePatchSimilarity = build

@@ -20,6 +20,7 @@ from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from f3rm_verify.environment import describe_environment
+from f3rm_verify.f3rm.data_workers import observe_data_workers, seeded_data_workers
 from f3rm_verify.f3rm.evaluation import EVALUATE_VARIABLE, check_render_budget, evaluate
 from f3rm_verify.f3rm.lifeline import watch_launcher
 from f3rm_verify.f3rm.lpips import degrade_lpips_offline
@@ -79,7 +80,10 @@ class SeededTrainer:
 
     def setup(self, *arguments: Any, **keywords: Any) -> None:
         """Sets the training up, and records what it starts from."""
-        super().setup(*arguments, **keywords)  # type: ignore[misc]
+        with seeded_data_workers(self._plan):
+            super().setup(*arguments, **keywords)  # type: ignore[misc]
+        self._seeding.entries.append(observe_data_workers(self._plan, self.pipeline.datamanager))
+        self._recorder.write_seeding(self._seeding.to_dict())
         evaluation = os.environ.get(EVALUATE_VARIABLE)
         if evaluation:
             check_render_budget(self.pipeline, self.base_dir, float(evaluation))
@@ -206,7 +210,7 @@ def wrap_config(config: TrainerConfig) -> TrainerConfig:
         return config
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.init}
     values["_target"] = F3RMTrainer if config._target is Trainer else seeded_trainer(config._target)
-    return seeded_config(type(config))(**values)
+    return seeded_config(type(config))(**values)  # type: ignore[arg-type]
 
 
 @functools.cache

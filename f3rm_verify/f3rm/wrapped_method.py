@@ -7,6 +7,7 @@ and then trains the stock method; the launcher notices, by the nonce that is mis
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import sys
 from importlib import metadata
@@ -21,6 +22,8 @@ from f3rm_verify.f3rm.trainer import wrap_config
 
 #: Set by the launcher: the name of the method to wrap.
 METHOD_VARIABLE = "F3RM_VERIFY_METHOD"
+#: nerfstudio's own: methods as `name=module:object`, separated by commas; the launcher appends this module's.
+METHODS_VARIABLE = "NERFSTUDIO_METHOD_CONFIGS"
 
 
 def wrapped_method() -> MethodSpecification:
@@ -35,17 +38,42 @@ def wrapped_method() -> MethodSpecification:
 
 
 def _find(name: str) -> MethodSpecification:
-    if name == METHOD:
-        specification = discover()
-        if specification is not None:
-            return specification
-    for point in metadata.entry_points(group=GROUP):
-        specification = point.load() if point.name == name else None
-        if isinstance(specification, MethodSpecification):
-            return specification
+    """The method that nerfstudio would train under this name, looked for in the order in which its sources win."""
+    specification = _find_in_variable(name) or (discover() if name == METHOD else None) or _find_entry_point(name)
+    if specification is not None:
+        return specification
     # nerfstudio is importing this very module, and has filled its dictionary of stock methods by now.
-    stock: dict[str, Any] = getattr(sys.modules["nerfstudio.configs.method_configs"], "method_configs")
+    known = sys.modules["nerfstudio.configs.method_configs"]
+    stock: dict[str, Any] = known.method_configs
     if name not in stock:
         raise LookupError(f"nerfstudio knows no method {name!r}")
-    descriptions: dict[str, str] = getattr(sys.modules["nerfstudio.configs.method_configs"], "descriptions")
+    descriptions: dict[str, str] = known.descriptions
     return MethodSpecification(config=stock[name], description=descriptions.get(name, ""))
+
+
+def _find_in_variable(name: str) -> MethodSpecification | None:
+    """A method that the user named in NERFSTUDIO_METHOD_CONFIGS, before ours was appended."""
+    found = None
+    for definition in filter(None, os.environ.get(METHODS_VARIABLE, "").split(",")):
+        key, _, place = definition.partition("=")
+        if key != name or place == f"{__name__}:{wrapped_method.__name__}":
+            continue
+        module, _, attribute = place.partition(":")
+        value = getattr(importlib.import_module(module), attribute)
+        found = value() if callable(value) else value
+    return _require_specification(name, found)
+
+
+def _find_entry_point(name: str) -> MethodSpecification | None:
+    """A method of an installed package. nerfstudio goes by the name in its configuration, not by the entry point's."""
+    for point in metadata.entry_points(group=GROUP):
+        specification = point.load()
+        if isinstance(specification, MethodSpecification) and specification.config.method_name == name:
+            return specification
+    return None
+
+
+def _require_specification(name: str, found: Any) -> MethodSpecification | None:
+    if found is not None and not isinstance(found, MethodSpecification):
+        raise TypeError(f"{METHODS_VARIABLE} gives {found!r:.80} for {name}, which is no MethodSpecification")
+    return found

@@ -39,7 +39,7 @@ class DaisyExtractor:
         with Image.open(path) as image:
             grey = np.asarray(image.convert("L"), dtype=np.float64) / 255.0
         padded = np.pad(grey, self.radius, mode="reflect")
-        descriptors = daisy(
+        descriptors = daisy(  # type: ignore[no-untyped-call]
             padded,
             step=self.step,
             radius=self.radius,

@@ -1,0 +1,450 @@
+"""The command line: what it imports, refuses, prints, and which exit code it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_training import GOOD, ROOT, program
+
+from f3rm_verify import cli
+from f3rm_verify.processes import group_lives
+
+HEAVY = {"numpy", "torch", "nerfstudio", "skimage", "tensorboard", "PIL", "yaml", "rich", "scipy", "google_crc32c"}
+FOREVER = "time.sleep(60)"
+#: A fake of which the candidate, and only it, logs another loss at step 1.
+DIVERGING = (
+    "run = begin()\nfor i in range(3): run.step(9.0 if i == 1 and run.side == 'candidate' else None)\nrun.finish()"
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended."""
+
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def sentence(self) -> str:
+        """The one message of a command that says one thing."""
+        assert self.errors.startswith("f3rm-verify: ")
+        assert self.errors.count("\n") == 1
+        return self.errors.removeprefix("f3rm-verify: ").strip()
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> Ended:
+    """The console script, in this process."""
+    monkeypatch.setattr(sys, "argv", ["f3rm-verify", *words])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # typer puts in its own
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    captured = capsys.readouterr()
+    return Ended(caught.value.code if isinstance(caught.value.code, int) else -1, captured.out, captured.err)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fakes need milliseconds."""
+    monkeypatch.setattr("f3rm_verify.runner._POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    return lambda *words: call(capsys, monkeypatch, *map(str, words))
+
+
+def process(*words: object, before: str = "", stdout: Any = subprocess.PIPE, **options: Any) -> subprocess.Popen[str]:
+    """The console script in a process of its own, after the statements in `before`."""
+    script = f"import sys; sys.path.insert(0, {str(ROOT.parent)!r})\n{before}\nfrom f3rm_verify import cli\ncli.main()"
+    arguments = [sys.executable, "-c", script, *map(str, words)]
+    return subprocess.Popen(arguments, stdout=stdout, stderr=subprocess.PIPE, text=True, **options)
+
+
+def ended(started: subprocess.Popen[str]) -> Ended:
+    with started:
+        output, errors = started.communicate(timeout=60)
+    return Ended(started.returncode, output or "", errors)
+
+
+def trainings(folder: Path, body: str, *options: str) -> list[str]:
+    """The words of a `run` of a fake ns-train into folder/out."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    words = ["run", "--ns-train", str(program(folder / "bin", body)), "--data", str(folder / "data")]
+    return [*words, "--method", "nerfacto", "--iters", "3", "--output-dir", str(folder / "out"), *options]
+
+
+def groups(folder: Path) -> list[int]:
+    return [json.loads(path.read_text())["ids"]["group"] for path in folder.glob("out/*/calls/*.json")]
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("out/*/result.json")
+    return json.loads(path.read_text())
+
+
+class TestHelp:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def seen() -> dict[str, Any]:
+        """For each help: exit code, text, and the heavy modules that were imported for it."""
+        script = f"""
+import contextlib, io, json, sys
+sys.path.insert(0, {str(ROOT.parent)!r})
+from f3rm_verify import cli
+seen = {{}}
+for words in ("--help", "run --help", "diff --help", "scene --help"):
+    sys.argv = ["f3rm-verify", *words.split()]
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+    seen[words] = (code, output.getvalue(), sorted({HEAVY!r} & set(sys.modules)))
+print(json.dumps(seen))
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    @pytest.mark.parametrize("words", ["--help", "run --help", "diff --help", "scene --help"])
+    def test_it_imports_nothing_heavy(self, seen: dict[str, Any], words: str) -> None:
+        code, text, heavy = seen[words]
+        assert code == 0
+        assert text.startswith("Usage: f3rm-verify")
+        assert heavy == []
+
+    def test_it_names_the_options(self, seen: dict[str, Any]) -> None:
+        text = seen["run --help"][1]
+        assert "[-- NS_TRAIN_OPTIONS]" in text
+        for option in ("--seed", "--iters", "--data", "--method", "--runs", "--control", "--stall-timeout", "--json"):
+            assert re.search(rf"^ +{option}\b", text, re.MULTILINE)
+
+    def test_no_command_is_no_success(self, command: Any) -> None:
+        done = command()
+        assert done.code == 2
+        assert done.output.startswith("Usage: f3rm-verify")
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            (["frobnicate"], "frobnicate"),
+            (["run", "--frobnicate"], "--frobnicate"),
+            (["run", "/data/scene"], "/data/scene"),
+            (["run", "--runs", "1"], "--runs"),
+            (["run", "--iters", "0"], "--iters"),
+            (["run", "--iters", "many"], "--iters"),
+            (["run", "--seed", "-1"], "--seed"),
+            (["run", "--seed", str(2**32)], "--seed"),
+            (["run", "--jobs", "0"], "--jobs"),
+            (["run", "--stall-timeout", "nan"], "--stall-timeout"),
+            (["run", "--render-budget", "nan"], "--render-budget"),
+            (["run", "--render-budget", "inf"], "--render-budget"),
+            (["run", "--data"], "--data"),
+            (["run", "--data", "absent"], "absent"),
+            (["run", "--method", "a=b:c,d"], "--method"),
+            (["run", "--method", "-h"], "--method"),
+            (["run", "--method", "nerfacto", "--preset", "small"], "--preset"),
+            (["run", "--ns-train", "absent"], "--ns-train"),
+            (["run", "--json", "file/r.json"], "--json"),
+            (["run", "--json", "."], "--json"),
+            (["run", "--output-dir", "file/out"], "--output-dir"),
+            (["run", "--", "--machine.seed", "1"], "--seed"),
+            (["run", "--", "nerfstudio-data", "--max_num_iterations=7"], "--iters"),
+            (["run", "--", "--help"], "--help"),
+            (["diff"], "reference"),
+            (["diff", "one"], "candidate"),
+            (["diff", "absent", "also-absent"], "absent"),
+            (["diff", "file", "file"], "file"),
+            (["diff", ".", "."], "run directory"),
+            (["diff", "a", "b", "--only", "everything"], "--only"),
+        ],
+    )
+    def test_a_mistake_gives_one_sentence_and_writes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any, words: Sequence[str], reason: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("f3rm_verify.ns_train.shutil.which", lambda _: program(tmp_path.parent, "x = 1"))
+        (tmp_path / "file").write_text("x")
+        done = command(*words)
+        assert done.code == 2
+        assert reason in done.sentence
+        assert done.sentence.endswith(".")
+        assert "Traceback" not in done.errors
+        assert done.output == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class TestRun:
+    def test_equal_trainings_are_reproducible(self, tmp_path: Path, command: Any) -> None:
+        done = command(*trainings(tmp_path, GOOD, "--runs", "3", "--control"))
+        assert done.code == 0, done.output + done.errors
+        assert done.errors == ""
+        result = result_of(tmp_path)
+        assert result["verdict"] == "reproducible"
+        assert result["pairs"] == 2
+        assert result["steps"] == 3
+        assert result["control"]["differs"] is True
+        assert result["control"]["seed"] == 43
+
+    def test_a_difference_is_found(self, tmp_path: Path, command: Any) -> None:
+        done = command(*trainings(tmp_path, DIVERGING))
+        assert done.code == 1
+        assert result_of(tmp_path)["first_divergence"]["step"] == 1
+
+    def test_a_control_that_does_not_differ_is_inconclusive(self, tmp_path: Path, command: Any) -> None:
+        body = "run = begin()\nrun.seed = 1\nrun.steps()\nrun.finish()"
+        assert command(*trainings(tmp_path, body, "--control")).code == 3
+
+    def test_the_last_seed_has_a_control_too(self, tmp_path: Path, command: Any) -> None:
+        assert command(*trainings(tmp_path, GOOD, "--control", "--seed", str(2**32 - 1))).code == 0
+        calls = sorted(path for path in tmp_path.glob("out/*/calls/control.json"))
+        assert json.loads(calls[0].read_text())["env"]["PYTHONHASHSEED"] == "0"
+
+    def test_a_crash_keeps_the_evidence_and_shows_the_log(self, tmp_path: Path, command: Any) -> None:
+        body = "run = begin(); run.step(); run.step()\nif run.side == 'candidate': raise ValueError('boom')\n" + FOREVER
+        done = command(*trainings(tmp_path, body))
+        assert done.code == 3
+        assert done.errors.startswith("f3rm-verify: The candidate training failed after step 1 (exit code 1).\n")
+        assert done.errors.rstrip().endswith("ValueError: boom")
+        assert done.errors.count("f3rm-verify: ") == 1
+        assert "The candidate training failed" in done.output
+        curves = next(node for node in result_of(tmp_path)["root"]["children"] if node["name"] == "curves")
+        assert curves["measures"] or curves["children"]
+
+    def test_a_crash_after_a_difference_has_diverged(self, tmp_path: Path, command: Any) -> None:
+        body = """
+run = begin(); run.step(float(run.side == 'candidate'))
+other = 'candidate' if run.side == 'reference' else 'reference'
+while not (run.directory.parent / other / 'events.out.tfevents.1700000000.host.1.0').exists(): time.sleep(0.01)
+raise ValueError('boom')
+"""
+        assert command(*trainings(tmp_path, body)).code == 1
+
+    def test_an_unfinished_third_run_hides_no_difference(self, tmp_path: Path, command: Any) -> None:
+        body = "if 'candidate-2' in sys.argv: os.kill(os.getppid(), 2); time.sleep(60)\n" + DIVERGING
+        done = command(*trainings(tmp_path, body, "--runs", "3"))
+        assert done.code == 1
+        assert "stopped by SIGINT" in done.errors
+        assert "the candidate-2 run never began" in " ".join(result_of(tmp_path)["reasons"])
+
+    def test_nothing_to_compare_is_inconclusive(self, tmp_path: Path, command: Any) -> None:
+        body = "if 'candidate' in sys.argv: os.kill(os.getppid(), 15); time.sleep(60)\n" + GOOD
+        done = command(*trainings(tmp_path, body, "--jobs", "1"))
+        assert done.code == 3
+        assert "There is nothing to compare: the candidate run left nothing in" in done.errors
+
+    @pytest.mark.parametrize("body", ["stock(); " + FOREVER, "print('Unrecognized options: no-such'); sys.exit(2)"])
+    def test_trainings_that_are_not_ours_are_a_failure(self, tmp_path: Path, command: Any, body: str) -> None:
+        done = command(*trainings(tmp_path, body))
+        assert done.code == 2
+        assert "training" in done.errors.splitlines()[0]
+        assert "Traceback" not in done.errors
+        assert not list(tmp_path.glob("out/*/result.json"))
+
+    def test_two_runs_of_one_second_do_not_mix(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+    ) -> None:
+        monkeypatch.setattr("time.strftime", lambda _: "2026-01-01_000000")
+        for _ in range(2):
+            assert command(*trainings(tmp_path, GOOD)).code == 0
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["2026-01-01_000000", "2026-01-01_000000-2"]
+
+    def test_everything_after_the_dashes_reaches_ns_train(self, tmp_path: Path, command: Any) -> None:
+        rest = ("--", "--log-gradients", "True", "nerfstudio-data", "--downscale-factor", "2")
+        assert command(*trainings(tmp_path, GOOD, *rest)).code == 0
+        (call,) = tmp_path.glob("out/*/calls/reference.json")
+        assert json.loads(call.read_text())["argv"][-5:] == list(rest[1:])
+
+    @pytest.mark.parametrize(("body", "code"), [(GOOD, 2), (DIVERGING, 1)])
+    def test_a_verdict_is_shown_though_its_file_cannot_be_written(
+        self, tmp_path: Path, command: Any, body: str, code: int
+    ) -> None:
+        # The folder becomes a file while the trainings run.
+        body += f"\nif run.side == 'candidate': open({str(tmp_path / 'late')!r}, 'w').close()"
+        done = command(*trainings(tmp_path, body, "--json", str(tmp_path / "late" / "r.json"), "--jobs", "1"))
+        assert done.code == code
+        assert ("DIVERGED" if code == 1 else "REPRODUCIBLE") in done.output
+        assert "the result file cannot be written" in done.sentence
+
+
+class TestDiff:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+        """A reference, an equal candidate, a different one."""
+        folder = tmp_path_factory.mktemp("diff")
+        body = "run = begin()\nfor i in range(3): run.step(0.5 + i * ('other' in run.side))\nrun.finish()"
+        path = program(folder, body)
+        names = ("reference", "equal", "other")
+        for name in names:
+            options = {
+                "--timestamp": name,
+                "--machine.seed": "42",
+                "--max-num-iterations": "3",
+                "--output-dir": str(folder / "out"),
+                "--experiment-name": "e",
+            }
+            words = [word for item in options.items() for word in item]
+            subprocess.run([str(path), "nerfacto", *words], check=True)
+        first, second, third = (folder / "out/e/nerfacto" / name for name in names)
+        return first, second, third
+
+    def test_the_exit_code_is_the_verdict(self, sides: tuple[Path, Path, Path], command: Any) -> None:
+        reference, equal, other = sides
+        assert command("diff", reference, equal).code == 0
+        assert command("diff", reference, other).code == 1
+        assert command("diff", reference, other, "--only", "seeding").code == 0
+
+    def test_an_unwritable_result_file(self, tmp_path: Path, sides: tuple[Path, Path, Path], command: Any) -> None:
+        (tmp_path / "file").write_text("x")
+        reference, equal, other = sides
+        for candidate, code, word in ((equal, 2, "REPRODUCIBLE"), (other, 1, "DIVERGED")):
+            done = command("diff", reference, candidate, "--json", tmp_path / "file" / "r.json")
+            assert done.code == code
+            assert word in done.output
+            assert "cannot be written" in done.sentence
+
+    def test_output_that_nobody_reads_changes_no_verdict(self, sides: tuple[Path, Path, Path]) -> None:
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        done = ended(process("diff", *sides[:2], stdout=write_end))
+        os.close(write_end)
+        assert (done.code, done.errors) == (0, "")
+
+    def test_output_that_is_lost_is_no_success(self, sides: tuple[Path, Path, Path]) -> None:
+        full = Path("/dev/full")
+        if not full.exists():
+            pytest.skip("no /dev/full here")
+        with full.open("wb") as file:
+            done = ended(process("diff", *sides[:2], stdout=file))
+        assert done.code == 2
+        assert "Standard output cannot be written" in done.sentence
+
+    def test_output_that_is_not_utf8_ends_nothing(self, sides: tuple[Path, Path, Path]) -> None:
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+        done = ended(process("diff", sides[0], sides[2], env=environment))
+        assert done.code == 1
+        assert done.output.isascii()
+        assert "DIVERGED" in done.output
+
+    def test_output_that_is_closed_ends_nothing(self) -> None:
+        for stream in ("stdout", "stderr"):
+            closed = ended(process("version", before=f"sys.{stream} = sys.__{stream}__ = None"))
+            assert (closed.code, closed.errors) == (0, "")
+        assert ended(process("frobnicate", before="sys.stderr = sys.__stderr__ = None")).code == 2
+
+
+class TestBugs:
+    def test_an_unexpected_exception_is_called_a_bug_and_has_diverged_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+    ) -> None:
+        def broken(_: Path) -> None:
+            raise KeyError("first line\nsecond line")
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr("f3rm_verify.scene.write_scene", broken)
+        done = command("scene", tmp_path / "scene")
+        assert done.code == 2
+        assert done.sentence.startswith("This is a bug in f3rm-verify, and there is no verdict (KeyError: ")
+        path = Path(done.sentence.rpartition(" is in ")[2])
+        assert path.parent == tmp_path
+        assert "Traceback (most recent call last)" in path.read_text()
+        assert "in broken" in path.read_text()
+
+    @pytest.mark.parametrize("error", [SystemExit(0), SystemExit(1), RecursionError(), MemoryError(), AssertionError()])
+    def test_no_way_to_end_looks_like_a_verdict(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any, error: BaseException
+    ) -> None:
+        def broken(_: Path) -> None:
+            raise error
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr("f3rm_verify.scene.write_scene", broken)
+        done = command("scene", tmp_path / "scene")
+        assert done.code == 2
+        assert type(error).__name__ in done.sentence
+
+    def test_a_full_disk_is_no_bug(self, monkeypatch: pytest.MonkeyPatch, command: Any) -> None:
+        def full(_: Path) -> None:
+            raise OSError(28, "No space left on device", "/some/file")
+
+        monkeypatch.setattr("f3rm_verify.scene.write_scene", full)
+        done = command("scene", "x")
+        assert done.code == 2
+        assert done.sentence == "[Errno 28] No space left on device: '/some/file'."
+
+    def test_a_traceback_that_cannot_be_kept_is_shown(self, monkeypatch: pytest.MonkeyPatch, command: Any) -> None:
+        def broken(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("f3rm_verify.scene.write_scene", lambda _: 1 / 0)
+        monkeypatch.setattr("tempfile.NamedTemporaryFile", broken)
+        done = command("scene", "x")
+        assert done.code == 2
+        assert "ZeroDivisionError: division by zero" in done.errors.strip().splitlines()[-1]
+
+    def test_ctrl_c_outside_of_trainings_is_no_verdict(self, monkeypatch: pytest.MonkeyPatch, command: Any) -> None:
+        def interrupted(_: Path) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("f3rm_verify.scene.write_scene", interrupted)
+        done = command("scene", "x")
+        assert done.code == 3
+        assert done.sentence == "Stopped by Ctrl-C; there is no verdict."
+
+
+class TestProcess:
+    def test_ctrl_c_gives_one_message_and_a_verdict_over_what_there_is(self, tmp_path: Path) -> None:
+        body = "run = begin()\nspawn_worker(stubborn=True)\nwhile True: run.step(); time.sleep(0.05)"
+        started = process(*trainings(tmp_path, body, "--iters", "100000"))
+        deadline = time.monotonic() + 30
+        while not _both_stepped(tmp_path):
+            if time.monotonic() > deadline:
+                started.terminate()
+                raise AssertionError(ended(started))
+            time.sleep(0.05)
+        started.send_signal(signal.SIGINT)
+        done = ended(started)
+        assert done.code == 3, done.output + done.errors
+        assert "stopped by SIGINT (Ctrl-C): the reference after step " in done.sentence
+        assert not [group for group in groups(tmp_path) if group_lives(group)]
+
+    def test_a_reader_that_goes_ends_no_training(self, tmp_path: Path) -> None:
+        started = process(*trainings(tmp_path, GOOD))
+        assert started.stdout is not None
+        assert started.stdout.readline().startswith("Training nerfacto 2 times, 3 steps each, in ")
+        started.stdout.close()
+        with started:
+            assert started.stderr is not None
+            errors = started.stderr.read()
+        assert (started.returncode, errors) == (0, "")
+        assert result_of(tmp_path)["verdict"] == "reproducible"
+
+    def test_a_disk_that_fills_up_in_the_launcher_is_one_sentence(self, tmp_path: Path) -> None:
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+        done = ended(process("scene", tmp_path / "scene", before="import signal", preexec_fn=limit))
+        assert done.code == 2
+        assert done.errors.count("\n") == 1
+        assert "bug" not in done.errors
+
+
+def _both_stepped(folder: Path) -> bool:
+    statuses = [json.loads(path.read_text()) for path in folder.glob("out/*/verify/nerfacto/*/verify/status.json")]
+    return len(statuses) == 2 and all((status["step"] or 0) >= 2 for status in statuses)
