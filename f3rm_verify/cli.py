@@ -35,7 +35,10 @@ _REST = f"{__name__}.rest"
 app = typer.Typer(
     name=PROGRAM,
     help="Does the same seed really give the same training, and if not, what broke?",
+    epilog=f"{PROGRAM} COMMAND --help tells more.",
     add_completion=False,
+    # The program shows its own help: with an option of its own, typer imports pydantic for every command's help.
+    add_help_option=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -289,9 +292,12 @@ def _guarded(arguments: list[str]) -> int:
 
     Python's own exit code for a traceback, and typer's for a Ctrl-C, is 1, which would say "diverged".
     """
+    if not arguments or arguments[0] == "--help":
+        _show_help()
+        # A call without arguments, maybe of a script whose variable is empty, is no success: nothing was verified.
+        return 0 if arguments else FAILED
     try:
-        # Without arguments it shows the help, but that is no success: nothing was verified.
-        code = app(args=arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        code = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except VerifyError as error:
         _say(str(error))
         return FAILED
@@ -307,7 +313,12 @@ def _guarded(arguments: list[str]) -> int:
         return _bug(error)
     if code == 130:
         return _stopped()
-    return int(code or 0) if arguments else FAILED
+    return int(code or 0)
+
+
+def _show_help() -> None:
+    command = typer.main.get_command(app)
+    typer.echo(command.get_help(typer.Context(command, info_name=PROGRAM)))
 
 
 def _stopped() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.errors import UnreadableError
@@ -13,7 +13,7 @@ from f3rm_verify.policy import reason_to_ignore
 from f3rm_verify.readers.config import flatten
 from f3rm_verify.run_dir import CONFIG, MANIFEST, SEEDING, TRANSFORMS, RunDir
 
-Read = Callable[[RunDir], Mapping[str, Any] | None]
+T = TypeVar("T")
 
 #: Parts of config.yml that name places and times, or how the run is watched, by dotted path (patterns as in fnmatch).
 _IGNORED_CONFIG: Mapping[str, str] = {
@@ -72,7 +72,7 @@ def compare_setup(reference: RunDir, candidate: RunDir) -> Difference:
 def compare_seeding(reference: RunDir, candidate: RunDir) -> Difference:
     """Compares the seeding validation logs claim by claim; a claim that fails on both sides alike is no difference."""
     try:
-        sides = [_claims(log) for log in _read(lambda run: run.seeding, (reference, candidate))]
+        sides = _read(lambda run: _claims(run.seeding), (reference, candidate))
     except UnreadableError as error:
         return Difference(name="seeding", artefact="seeding", verdict=Verdict.UNREADABLE, summary=str(error))
     names = dict.fromkeys(name for side in sides for name in side)
@@ -99,7 +99,7 @@ def _is_claim(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("claim", "observed", "verdict"))
 
 
-def _read(read: Read, sides: tuple[RunDir, RunDir]) -> list[Mapping[str, Any] | None]:
+def _read(read: Callable[[RunDir], T], sides: tuple[RunDir, RunDir]) -> list[T]:
     """What both sides have; UnreadableError that names the side."""
     values = []
     for side, run in zip(("reference", "candidate"), sides, strict=True):
@@ -111,7 +111,10 @@ def _read(read: Read, sides: tuple[RunDir, RunDir]) -> list[Mapping[str, Any] | 
 
 
 def _compare_files(
-    name: str, read: Read, sides: tuple[RunDir, RunDir], compare: Callable[[Any, Any], list[Difference]]
+    name: str,
+    read: Callable[[RunDir], Any],
+    sides: tuple[RunDir, RunDir],
+    compare: Callable[[Any, Any], list[Difference]],
 ) -> list[Difference]:
     """The nodes of one file: those that `compare` makes, or one that says why there is nothing to compare."""
     try:
@@ -155,7 +158,7 @@ def _part(manifest: Mapping[str, Any], path: str) -> Any:
 def _values(name: str, reference: Any, candidate: Any, ignored: Mapping[str, str] = _NOTHING_IGNORED) -> Difference:
     """A node for a table, below it one for every value in it; a value on one side only is a difference."""
     children = []
-    sides = flatten(reference), flatten(candidate)
+    sides = [flatten(side) if side else {} for side in (reference, candidate)]
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         leaf = _leaf("setup", key, *(side.get(key, _ABSENT) for side in sides))
         reason = reason_to_ignore(key, ignored)

@@ -118,9 +118,8 @@ def _completion(run: RunDir, config: Mapping[str, Any]) -> tuple[int | None, str
     observed = _or_none(lambda: observed_steps(run))
     seen = None if observed is None else observed[1] - observed[0] + 1
     try:
-        done = (
-            _recorded_steps(run.manifest, observed) if run.manifest is not None else _plain_steps(run, config, observed)
-        )
+        manifest = run.manifest
+        done = _plain_steps(run, config, observed) if manifest is None else _recorded_steps(manifest, observed)
     except UnreadableError:
         done = "cannot be seen to have completed: its manifest or its checkpoints are unreadable"
     if isinstance(done, str):
@@ -166,11 +165,16 @@ def _contradiction(
     saved = max(_or_none(lambda: run.checkpoints) or {}, default=last)
     if saved != last:
         return f"has no checkpoint of its last step, {last}, but one of step {saved}"
-    rendered = {Path(name).parts[0] for name in _or_none(lambda: run.renders) or ()}
-    measured = set(_mapping(_mapping(_or_none(lambda: run.metrics)).get("images")))
-    if _or_none(lambda: run.manifest) and rendered and rendered != measured:
-        return f"did not finish its evaluation: it rendered {len(rendered)} images and has metrics of {len(measured)}"
-    return None
+    return _or_none(lambda: _unfinished_evaluation(run))
+
+
+def _unfinished_evaluation(run: RunDir) -> str | None:
+    """Our trainer renders image by image, and writes the metrics of all of them at the end."""
+    rendered = {Path(name).parts[0] for name in run.renders}
+    measured = set(_mapping(_mapping(run.metrics).get("images")))
+    if run.manifest is None or not rendered or rendered == measured:
+        return None
+    return f"did not finish its evaluation: it rendered {len(rendered)} images and has metrics of {len(measured)}"
 
 
 def _so_far(observed: tuple[int, int] | None) -> str:

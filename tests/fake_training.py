@@ -1,7 +1,8 @@
 """Fake ns-train programs: what a training does to the world, in milliseconds and with nothing but the standard library.
 
 A test writes the body of a program with `program`; the body runs as a process of its own, with everything in here at
-hand. What a whole training leaves can be compared to an honest verdict.
+hand, and ends after a minute even where the test that started it is broken. What a whole training leaves can be
+compared to an honest verdict.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def program(folder: Path, body: str, *, name: str = "ns-train") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / f"{name}.py"
     paths = [str(ROOT), str(ROOT.parent)]
-    script.write_text(f"import sys\nsys.path[:0] = {paths!r}\nfrom fake_training import *\n{body}\n", "utf8")
+    script.write_text(
+        f"import sys\nsys.path[:0] = {paths!r}\nfrom fake_training import *\nsignal.alarm(60)\n{body}\n", "utf8"
+    )
     path = folder / name
     path.write_text(f"#!/bin/sh\nexec '{sys.executable}' -S '{script}' \"$@\"\n", "utf8")
     path.chmod(0o755)
@@ -170,11 +173,11 @@ def ids() -> dict[str, int]:
 
 
 def spawn_worker(*, stubborn: bool = False) -> int:
-    """A process further down in this training's group that sleeps for minutes, and maybe ignores SIGTERM."""
+    """A process further down in this training's group that sleeps for a minute, and maybe ignores SIGTERM."""
     ignore = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, signal.SIG_IGN); "
     )
-    script = f"{ignore if stubborn else ''}print('ready', flush=True); import time; time.sleep(300)"
+    script = f"{ignore if stubborn else ''}print('ready', flush=True); import time; time.sleep(60)"
     worker = subprocess.Popen([sys.executable, "-I", "-S", "-c", script], stdout=subprocess.PIPE)
     assert worker.stdout is not None
     worker.stdout.readline()

@@ -21,7 +21,7 @@ from fake_training import GOOD, ROOT, program
 from f3rm_verify import cli
 from f3rm_verify.processes import group_lives
 
-HEAVY = {"numpy", "torch", "nerfstudio", "skimage", "tensorboard", "PIL", "yaml", "rich", "scipy", "google_crc32c"}
+HEAVY = {"numpy", "torch", "nerfstudio", "skimage", "tensorboard", "PIL", "yaml", "rich", "scipy", "pydantic"}
 FOREVER = "time.sleep(60)"
 #: A fake of which the candidate, and only it, logs another loss at step 1.
 DIVERGING = (
@@ -181,7 +181,7 @@ class TestUsage:
         (tmp_path / "file").write_text("x")
         done = command(*words)
         assert done.code == 2
-        assert reason in done.sentence
+        assert reason.lower() in done.sentence.lower()  # some versions of typer name arguments in capitals
         assert done.sentence.endswith(".")
         assert "Traceback" not in done.errors
         assert done.output == ""

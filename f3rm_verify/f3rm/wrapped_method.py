@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import os
 import sys
+import traceback
 from importlib import metadata
 from typing import Any
 
@@ -27,9 +28,23 @@ METHODS_VARIABLE = "NERFSTUDIO_METHOD_CONFIGS"
 
 
 def wrapped_method() -> MethodSpecification:
-    """The method that the launcher named, with our trainer around it. Raises LookupError where there is none."""
+    """The method that the launcher named, with our trainer around it.
+
+    Ends the process where that cannot be had: an exception would be swallowed, and the stock method trained.
+    """
     watch_launcher()
     name = os.environ[METHOD_VARIABLE]
+    try:
+        return _wrapped(name)
+    except LookupError as error:
+        print(f"f3rm-verify: {error.args[0]}", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+        print(f"f3rm-verify: the method {name!r} cannot be trained under f3rm-verify's trainer.", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _wrapped(name: str) -> MethodSpecification:
     specification = _find(name)
     config = wrap_config(specification.config)
     if not torch.cuda.is_available():

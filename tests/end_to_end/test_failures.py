@@ -34,7 +34,7 @@ def test_an_unknown_method_is_named(tmp_path: Path) -> None:
     done = verify(tmp_path, "--method", "no-such-method", "--iters", "3")
     assert done.code == 2
     assert "Traceback" not in done.errors.splitlines()[0]
-    assert "no-such-method" in done.errors
+    assert "nerfstudio knows no method 'no-such-method'" in done.errors
     assert not training_processes(tmp_path)
 
 

@@ -309,6 +309,7 @@ def nerfacto(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
     yield set_up
     torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
 
 
 def test_the_workers_of_a_wrapped_method_are_seeded_and_in_its_log(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,9 +80,9 @@ def _key(feature_type: str, extractor: Extractor, images: Sequence[Path]) -> str
 
 def _read_cache(path: Path, key: str) -> npt.NDArray[np.float32]:
     try:
-        with np.load(path, allow_pickle=False) as cache:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
             values, stored_key, stored_digest = cache["features"], str(cache["key"]), str(cache["digest"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise TrainingError(f"The feature cache {path} cannot be read ({error}); delete it.") from error
     if stored_key != key or stored_digest != digest(values):
         raise TrainingError(f"The feature cache {path} does not hold what its name says; delete it.")
