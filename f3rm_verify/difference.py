@@ -131,10 +131,11 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def count_summary(children: Iterable[Difference]) -> str:
-    """How many children have which verdict, worst first: "2 different, 5 identical"."""
+    """How many things below have which verdict, worst first: "2 different, 5 identical"."""
     counts: dict[Verdict, int] = {}
     for child in children:
-        counts[child.verdict] = counts.get(child.verdict, 0) + 1
+        for _, leaf in child.leaves():
+            counts[leaf.verdict] = counts.get(leaf.verdict, 0) + 1
     ordered = sorted(counts, key=lambda verdict: -verdict.badness)
     return ", ".join(f"{counts[verdict]} {verdict.value.replace('_', ' ')}" for verdict in ordered)
 

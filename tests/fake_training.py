@@ -142,6 +142,12 @@ class FakeRun:
         while len(self.losses) < self.iters:
             self.step()
 
+    def wait_for(self, side: str, step: int) -> None:
+        """Returns when another side has finished that step."""
+        status = self.directory.parent / side / "verify" / "status.json"
+        while not status.exists() or json.loads(status.read_text())["step"] not in range(step, self.iters):
+            time.sleep(0.01)
+
     def write_events(self) -> None:
         records = [_field(3, b"brain.Event:2")]
         for step, loss in enumerate(self.losses):

@@ -270,6 +270,7 @@ class TestFailures:
 run = begin()
 run.step(); run.step()
 if run.side == 'candidate':
+    run.wait_for('reference', 1)
     raise ValueError('lost it\\x07')
 spawn_worker(stubborn=True)
 {FOREVER}

@@ -17,3 +17,18 @@ def unseeded(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Two runs with one seed and comprehensive seeding off, on two threads."""
     arguments = ("--iters", "30", "--", "--enable-comprehensive-seeding", "False")
     return verify(tmp_path_factory.mktemp("unseeded"), *arguments)
+
+
+@pytest.fixture(scope="session")
+def nerfacto(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Two runs of nerfstudio's own nerfacto with one seed, shrunk."""
+    model = "--pipeline.model."
+    small = (
+        *("--pipeline.datamanager.train-num-rays-per-batch", "256"),
+        *("--pipeline.datamanager.eval-num-rays-per-batch", "256"),
+        *(f"{model}num-levels", "8", f"{model}max-res", "256", f"{model}log2-hashmap-size", "14"),
+        *(f"{model}num-proposal-samples-per-ray", "64", "32", f"{model}num-nerf-samples-per-ray", "16"),
+        *(f"{model}proposal-net-args-list.0.log2-hashmap-size", "12"),
+        *(f"{model}proposal-net-args-list.1.log2-hashmap-size", "12"),
+    )
+    return verify(tmp_path_factory.mktemp("nerfacto"), "--method", "nerfacto", "--iters", "15", "--", *small)

@@ -189,3 +189,20 @@ class TestPlainDirectories:
         (sides[1] / "nerfstudio_models" / "step-000000029.ckpt").unlink()
         code, result = diff(*sides)
         assert (code, result["verdict"]) == (3, "inconclusive")
+
+
+class TestAnotherMethod:
+    """nerfacto, whose batches come from worker processes, gets the same seeding and leaves the same evidence."""
+
+    def test_nerfacto_is_reproducible(self, nerfacto: Finished) -> None:
+        assert nerfacto.code == 0, nerfacto.output + nerfacto.errors
+        assert nerfacto.result["verdict"] == "reproducible"
+        assert nerfacto.result["reference"]["method"] == "nerfacto"
+        assert nerfacto.result["reference"]["implementation"]["model"].endswith("NerfactoModel")
+
+    def test_with_all_evidence(self, nerfacto: Finished) -> None:
+        assert nerfacto.result["not_recorded"] == ["trace"]
+        log = RunDir(nerfacto.side("candidate")).seeding
+        assert log is not None
+        workers = next(entry for entry in log["entries"] if entry["claim"] == "data workers")
+        assert workers["verdict"] == "holds"
