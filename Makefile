@@ -17,6 +17,7 @@ lint: $(READY)  ## style and types
 	$(BIN)/mypy
 
 bench: $(READY)  ## measure this tool against its peers, in one sitting
+	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/run_wall_time.py
 
 $(READY): requirements/uv.txt requirements/train.txt pyproject.toml
