@@ -828,3 +828,8 @@ def test_a_policy_reaches_the_comparators(tmp_path: Path) -> None:
     assert result.outcome is Outcome.REPRODUCIBLE
     assert f"curves/{PSNR}" in leaves(result, "ignored")
     assert result.policy["ignored_tags"][PSNR] == "a test"
+
+
+def test_a_policy_that_nothing_could_fail_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="requires nothing that a training puts out"):
+        compare_fakes(tmp_path, FakeRun(), FakeRun(), policy=Policy(required=()))

@@ -151,6 +151,17 @@ class TestCompletion:
                 "did not complete: it has no checkpoint of its last step, 9 (its loss curve ends at step 9)"
             )
 
+    def test_of_a_plain_run_that_went_on_from_a_checkpoint_counts_from_there(self, facts: Make) -> None:
+        def late(run: FakeRun, load: str | None) -> None:
+            run.config["load_checkpoint"] = load
+            run.scalars = {LOSS: {step + 4: 1.0 for step in range(STEPS)}}
+            run.checkpoints = {4 + LAST: run.checkpoints[LAST]}
+
+        assert facts(lambda run: late(run, "step-000000003.ckpt"), plain_run()).incomplete is None
+        found = facts(lambda run: late(run, None), plain_run())
+        assert found.incomplete is not None
+        assert "no checkpoint of its last step, 9" in found.incomplete
+
     @pytest.mark.parametrize("wanted", [None, "10", 10.0, True, -10, 0])
     def test_of_a_plain_run_needs_a_number_of_steps(self, facts: Make, wanted: object) -> None:
         found = facts(lambda run: run.config.update(max_num_iterations=wanted), plain_run())
