@@ -150,8 +150,8 @@ def _verify(request: TrainingRequest, sides: dict[str, int], json_file: Path | N
         ended = run_trainings(request, sides, watch=watch)
     trouble = _tell_trouble(ended)
     found = {training.side: RunDir(training.directory) for training in ended.trainings if training.directory}
+    missing = [side for side in sides if side not in found and side != "reference"]
     reference, control = found.pop("reference", None), found.pop("control", None)
-    missing = [side for side in sides if side not in found and side not in ("reference", "control")]
     if reference is None or not found:
         side = "reference" if reference is None else missing[0]
         _say(f"There is nothing to compare: the {side} run left nothing in {request.output}.")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from f3rm_verify import __version__
-from f3rm_verify.difference import SCHEMA_VERSION
-from f3rm_verify.run_dir import MANIFEST, METRICS, SEEDING, STATUS
+from f3rm_verify.run_dir import EVIDENCE_VERSION, MANIFEST, METRICS, SEEDING, STATUS
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +30,7 @@ class Recorder:
         self._status_due = 0.0
         self._phase = ""
         self.manifest: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": EVIDENCE_VERSION,
             "tool_version": __version__,
             "run_id": uuid.uuid4().hex,
             "nonce": os.environ.get(NONCE_VARIABLE),

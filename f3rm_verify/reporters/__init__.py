@@ -77,15 +77,18 @@ def step_words(first: FirstDivergence) -> str:
 
 
 def recorded_line(result: Result) -> str:
-    """What the verdict does not speak of: "reproducible in curves and checkpoints; no trace was recorded"; or ""."""
-    if not result.not_recorded:
-        return ""
-    plural = len(result.not_recorded) > 1 or result.not_recorded[0].endswith("s")
-    missing = f"{', '.join(f'no {prose(name)}' for name in result.not_recorded)} {'were' if plural else 'was'} recorded"
+    """What the verdict speaks of, and what not: "reproducible in curves and checkpoints; no trace was recorded"."""
     good = _good_artefacts(result)
-    if not good:
-        return missing
-    return f"{result.outcome.value.replace('_', ' ')} in {_and(good)}; {missing}"
+    left_out = []
+    if result.not_recorded:
+        plural = len(result.not_recorded) > 1 or result.not_recorded[0].endswith("s")
+        names = ", ".join(f"no {prose(name)}" for name in result.not_recorded)
+        left_out.append(f"{names} {'were' if plural else 'was'} recorded")
+    if result.policy.get("only"):
+        left_out.append("nothing else was compared")
+    if left_out and good:
+        left_out.insert(0, f"{result.outcome.value.replace('_', ' ')} in {_and(good)}")
+    return "; ".join(left_out)
 
 
 def pairs_of(result: Result) -> list[tuple[str, Difference]]:

@@ -442,3 +442,21 @@ def test_shortened_names_keep_both_ends() -> None:
     assert shorten("0123456789", 5, "…") == "01…89"
     assert shorten("0123456789", 10, "…") == "0123456789"
     assert shorten_path(["checkpoints", "step-9", "pipeline", "weight"], 30, "…") == "checkpoints / … / weight"
+
+
+def test_what_was_not_asked_for_is_not_in_the_verdict() -> None:
+    node = Difference(name="curves", artefact="curves", verdict=Verdict.IDENTICAL)
+    root = Difference.group(name="runs", artefact="runs", children=[node])
+    only = Result(
+        tool={},
+        outcome=Outcome.REPRODUCIBLE,
+        reasons=(),
+        reference={},
+        candidate={},
+        pairs=1,
+        steps=3,
+        policy={"only": ["curves"]},
+        root=root,
+    )
+    assert words.recorded_line(only) == "reproducible in curves; nothing else was compared"
+    assert words.recorded_line(dataclasses.replace(only, policy={})) == ""
