@@ -62,7 +62,9 @@ def plain_sequence(folder: Path, iters: int) -> float:
 
 def timed(command: Sequence[object]) -> float:
     start = time.monotonic()
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, env={**os.environ, "TERM": "dumb"})
+    # nerfstudio 1.1.5 saves NumPy numbers in its checkpoints, which torch from 2.6 on refuses to load without this.
+    environment = {**os.environ, "TERM": "dumb", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, env=environment)
     return time.monotonic() - start
 
 
