@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from f3rm_verify import __version__
+from f3rm_verify.difference import ARTEFACTS
 from f3rm_verify.errors import UsageError, VerifyError
 from f3rm_verify.streams import unfailing
 
@@ -45,7 +46,7 @@ app = typer.Typer(
 
 ArtefactName = Enum(  # type: ignore[misc]
     "ArtefactName",
-    {name: name for name in ("setup", "seeding", "trace", "curves", "metrics", "checkpoints", "renders")},
+    {name: name for name in ARTEFACTS},
     type=str,
 )
 Preset = Enum("Preset", {"small": "small", "full": "full"}, type=str)

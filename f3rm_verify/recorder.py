@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from f3rm_verify import __version__
+from f3rm_verify.files import replacing
 from f3rm_verify.run_dir import EVIDENCE_VERSION, MANIFEST, METRICS, SEEDING, STATUS
 
 if TYPE_CHECKING:
@@ -83,12 +84,8 @@ def write_json(path: Path, data: Any) -> None:
         # A file name or a variable that is not UTF-8 arrives as lone surrogates, which only JSON's escapes can hold.
         content = json.dumps(data, indent=1).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content + b"\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def digest_files(files: Iterable[Path]) -> dict[str, str]:

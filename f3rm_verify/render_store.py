@@ -7,7 +7,6 @@ only when they are complete, so that a killed run leaves no half-written one.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import xxhash
 
 from f3rm_verify.errors import TrainingError
+from f3rm_verify.files import replacing
 
 Array = npt.NDArray[Any]
 
@@ -212,11 +212,5 @@ def _save_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 
 
 def _save(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """To a temporary name beside `path` and then renamed; nothing is left of it where writing fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        write(file)

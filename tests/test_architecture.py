@@ -74,11 +74,22 @@ def matches(module: str, patterns: tuple[str, ...]) -> bool:
 
 #: Which modules of ours a module may import, for those that stand below others. `__version__` may be had by all.
 MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("errors", "difference", "bits", "presets", "seeding", "processes", "training_log", "streams", "environment"): (),
+    (
+        "errors",
+        "difference",
+        "bits",
+        "presets",
+        "seeding",
+        "processes",
+        "training_log",
+        "streams",
+        "environment",
+        "files",
+    ): (),
     ("policy",): ("difference", "errors"),
     ("run_dir",): ("errors", "readers.*"),
     ("readers.*",): ("errors", "readers.*"),
-    ("recorder",): ("difference", "run_dir"),
+    ("recorder",): ("files", "run_dir"),
     (COMPARATORS,): ("bits", "difference", "errors", "policy", "readers.*", "run_dir"),
     ("reporters", "reporters.*"): ("difference", "errors", "policy", "reporters", "reporters.*", "run_dir"),
     ("ns_train",): ("errors", "seeding"),
@@ -86,7 +97,7 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
     ("progress",): ("runner",),
     ("f3rm.entry_point",): ("f3rm.f3rm_config",),
     ("f3rm", "f3rm.lifeline"): (),
-    ("f3rm.*",): ("environment", "errors", "f3rm.*", "recorder", "render_store", "run_dir", "seeding"),
+    ("f3rm.*",): ("environment", "errors", "f3rm.*", "files", "recorder", "render_store", "run_dir", "seeding"),
 }
 
 

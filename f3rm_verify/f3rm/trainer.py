@@ -50,9 +50,7 @@ class SeededTrainer:
 
     config: Any
     pipeline: Any
-    checkpoint_dir: Path
     base_dir: Path
-    local_rank: int
     step: int
 
     def __init__(self, config: Any, local_rank: int = 0, world_size: int = 1) -> None:

@@ -8,6 +8,8 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,17 @@ def training_processes(folder: Path) -> list[int]:
     return found
 
 
+@contextmanager
+def training(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A verification whose trainings have both made a few of far too many steps."""
+    command = [str(BIN / "f3rm-verify"), "run", "--output-dir", str(folder), "--iters", "100000"]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        _wait_for_steps(folder, process)
+        yield process
+
+
 def test_an_unknown_method_is_named(tmp_path: Path) -> None:
     done = verify(tmp_path, "--method", "no-such-method", "--iters", "3")
     assert done.code == 2
@@ -39,11 +52,7 @@ def test_an_unknown_method_is_named(tmp_path: Path) -> None:
 
 
 def test_both_trainings_interrupted_at_one_step_are_inconclusive(tmp_path: Path) -> None:
-    command = [str(BIN / "f3rm-verify"), "run", "--output-dir", str(tmp_path), "--iters", "100000"]
-    with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        _wait_for_steps(tmp_path, process)
+    with training(tmp_path) as process:
         for pid in training_processes(tmp_path):
             os.kill(pid, signal.SIGINT)
         output, errors = process.communicate(timeout=120)
@@ -54,11 +63,7 @@ def test_both_trainings_interrupted_at_one_step_are_inconclusive(tmp_path: Path)
 
 
 def test_ctrl_c_keeps_what_was_recorded(tmp_path: Path) -> None:
-    command = [str(BIN / "f3rm-verify"), "run", "--output-dir", str(tmp_path), "--iters", "100000"]
-    with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        _wait_for_steps(tmp_path, process)
+    with training(tmp_path) as process:
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 3, output + errors

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.features.daisy import DaisyExtractor
+from f3rm_verify.files import replacing
 
 #: Set by the launcher: where this run keeps its features, so that both runs start from equal (empty) caches.
 CACHE_VARIABLE = "F3RM_VERIFY_FEATURE_CACHE"
@@ -56,12 +57,12 @@ def load_or_extract(feature_type: str, images: Sequence[Path], data: Path, *, us
     folder = Path(os.environ.get(CACHE_VARIABLE) or (data if data.is_dir() else data.parent))
     path = folder / f"f3rm_{feature_type.lower()}_features_{key[:16]}.npz"
     if use_cache and path.exists():
-        values = _read_cache(path, key)
-        return Features(values, digest(values), "cache")
+        return _read_cache(path, key)
     values = extractor.extract(images)
+    features = Features(values, digest(values), "extracted")
     if use_cache:
-        _write_cache(path, values, key)
-    return Features(values, digest(values), "extracted")
+        _write_cache(path, features, key)
+    return features
 
 
 def digest(values: npt.NDArray[Any]) -> str:
@@ -78,7 +79,7 @@ def _key(feature_type: str, extractor: Extractor, images: Sequence[Path]) -> str
     return state.hexdigest()
 
 
-def _read_cache(path: Path, key: str) -> npt.NDArray[np.float32]:
+def _read_cache(path: Path, key: str) -> Features:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
             values, stored_key, stored_digest = cache["features"], str(cache["key"]), str(cache["digest"])
@@ -86,15 +87,10 @@ def _read_cache(path: Path, key: str) -> npt.NDArray[np.float32]:
         raise TrainingError(f"The feature cache {path} cannot be read ({error}); delete it.") from error
     if stored_key != key or stored_digest != digest(values):
         raise TrainingError(f"The feature cache {path} does not hold what its name says; delete it.")
-    return np.asarray(values, dtype=np.float32)
+    return Features(np.asarray(values, dtype=np.float32), stored_digest, "cache")
 
 
-def _write_cache(path: Path, values: npt.NDArray[np.float32], key: str) -> None:
+def _write_cache(path: Path, features: Features, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, features=values, key=np.array(key), digest=np.array(digest(values)))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, features=features.values, key=np.array(key), digest=np.array(features.digest))
