@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from f3rm_verify import launch_variables
 from f3rm_verify.errors import UsageError
 from f3rm_verify.seeding import SeedingPlan, child_environment
 
@@ -116,15 +117,15 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
         cublas_workspace=not option_is_off(arguments, "--seed-cublas-workspace"),
     )
     child = child_environment(plan, os.environ)
-    others = child.get("NERFSTUDIO_METHOD_CONFIGS")
+    others = child.get(launch_variables.METHODS)
     ours = f"{request.method}=f3rm_verify.f3rm.wrapped_method:wrapped_method"
     child.update(
         {
-            "NERFSTUDIO_METHOD_CONFIGS": f"{others},{ours}" if others else ours,
-            "F3RM_VERIFY_METHOD": request.method,
-            "F3RM_VERIFY_NONCE": nonce,
-            "F3RM_VERIFY_RENDER_BUDGET": str(request.render_budget),
-            "F3RM_VERIFY_FEATURE_CACHE": str(request.output / "cache" / side),
+            launch_variables.METHODS: f"{others},{ours}" if others else ours,
+            launch_variables.METHOD: request.method,
+            launch_variables.NONCE: nonce,
+            launch_variables.RENDER_BUDGET: str(request.render_budget),
+            launch_variables.FEATURE_CACHE: str(request.output / "cache" / side),
             "PYTHONUNBUFFERED": "1",
             # The log is a file of ours: whatever the terminal's encoding, no character may end a training.
             "PYTHONIOENCODING": "utf-8:backslashreplace",

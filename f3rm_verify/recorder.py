@@ -10,15 +10,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from f3rm_verify import __version__
+from f3rm_verify import __version__, launch_variables
 from f3rm_verify.files import replacing
 from f3rm_verify.run_dir import EVIDENCE_VERSION, MANIFEST, METRICS, SEEDING, STATUS
 
 if TYPE_CHECKING:
     import torch
 
-#: Set by the launcher; the manifest repeats it, which shows that our trainer is the one that runs.
-NONCE_VARIABLE = "F3RM_VERIFY_NONCE"
 #: The least time between two writes of the status file, in seconds.
 _STATUS_INTERVAL = 0.5
 
@@ -34,7 +32,7 @@ class Recorder:
             "schema_version": EVIDENCE_VERSION,
             "tool_version": __version__,
             "run_id": uuid.uuid4().hex,
-            "nonce": os.environ.get(NONCE_VARIABLE),
+            "nonce": os.environ.get(launch_variables.NONCE),
             "pid": os.getpid(),
             "start": time.time(),
             "end": None,

@@ -28,6 +28,8 @@ TRACE = f"{EVIDENCE}/trace.json"
 METRICS = f"{EVIDENCE}/metrics.json"
 STATUS = f"{EVIDENCE}/status.json"
 RENDERS = f"{EVIDENCE}/renders"
+#: Run directories of the ranks above 0, by rank; rank 0's is the run directory itself.
+RANKS = f"{EVIDENCE}/ranks"
 CONFIG = "config.yml"
 TRANSFORMS = "dataparser_transforms.json"
 CHECKPOINTS = "nerfstudio_models"

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from f3rm_verify import launch_variables
 from f3rm_verify.errors import TrainingError
-from f3rm_verify.f3rm.lifeline import LIFELINE_VARIABLE, lifeline_value
+from f3rm_verify.f3rm.lifeline import lifeline_value
 from f3rm_verify.ns_train import EXPERIMENT, TrainingRequest, command, environment
 from f3rm_verify.processes import ask_groups_to_end, end_group, has_ended, stop_signals
 from f3rm_verify.run_dir import CONFIG, MANIFEST, STATUS
@@ -135,7 +136,7 @@ def _start(request: TrainingRequest, training: Training, lifeline: int) -> None:
         with training.log.open("wb") as log:
             training.process = subprocess.Popen(
                 command(request, side=training.side, seed=training.seed),
-                env={**variables, LIFELINE_VARIABLE: lifeline_value(lifeline)},
+                env={**variables, launch_variables.LIFELINE: lifeline_value(lifeline)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -85,19 +85,31 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
         "streams",
         "environment",
         "files",
+        "launch_variables",
     ): (),
     ("policy",): ("difference", "errors"),
     ("run_dir",): ("errors", "readers.*"),
     ("readers.*",): ("errors", "readers.*"),
-    ("recorder",): ("files", "run_dir"),
+    ("recorder",): ("files", "launch_variables", "run_dir"),
     (COMPARATORS,): ("bits", "difference", "errors", "policy", "readers.*", "run_dir"),
     ("reporters", "reporters.*"): ("difference", "errors", "policy", "reporters", "reporters.*", "run_dir"),
-    ("ns_train",): ("errors", "seeding"),
-    ("runner",): ("errors", "f3rm.lifeline", "ns_train", "processes", "run_dir", "training_log"),
+    ("ns_train",): ("errors", "launch_variables", "seeding"),
+    ("runner",): ("errors", "f3rm.lifeline", "launch_variables", "ns_train", "processes", "run_dir", "training_log"),
     ("progress",): ("runner",),
     ("f3rm.entry_point",): ("f3rm.f3rm_config",),
-    ("f3rm", "f3rm.lifeline"): (),
-    ("f3rm.*",): ("environment", "errors", "f3rm.*", "files", "recorder", "render_store", "run_dir", "seeding"),
+    ("f3rm",): (),
+    ("f3rm.lifeline",): ("launch_variables",),
+    ("f3rm.*",): (
+        "environment",
+        "errors",
+        "f3rm.*",
+        "files",
+        "launch_variables",
+        "recorder",
+        "render_store",
+        "run_dir",
+        "seeding",
+    ),
 }
 
 
@@ -167,7 +179,8 @@ def test_reporters_take_only_names_from_the_run_directory() -> None:
 
 def test_the_entry_point_and_the_lifeline_import_nothing_heavy_on_their_own() -> None:
     for module in ("f3rm.__init__", "f3rm.entry_point", "f3rm.lifeline"):
-        assert not [one for one in IMPORTS[module] if one.ours and not one.in_function], module
+        ours = [one for one in IMPORTS[module] if one.ours and not one.in_function]
+        assert {one.module for one in ours} <= {"launch_variables"}, module
         assert not {one.module for one in IMPORTS[module]} & {"numpy", "torch", "rich"}
 
 

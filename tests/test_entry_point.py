@@ -67,7 +67,7 @@ OUR_TRAINER = """
 import os
 torch = types.ModuleType("torch")
 torch.cuda = types.SimpleNamespace(is_available=lambda: os.environ.get("GPU") == "1")
-trainer = types.ModuleType("f3rm_verify.f3rm.trainer")
+trainer = types.ModuleType("f3rm_verify.f3rm.wrap")
 trainer.wrap_config = lambda config: types.SimpleNamespace(**{**vars(config), "origin": "wrapped " + config.origin})
 sys.modules.update({"torch": torch, trainer.__name__: trainer})
 """

@@ -13,8 +13,6 @@ import torch
 from f3rm_verify.render_store import check_disk_budget, estimate_bytes, write_outputs
 from f3rm_verify.run_dir import RENDERS
 
-#: Set by the launcher: the disk budget for the renders in bytes. Its presence asks for the evaluation.
-EVALUATE_VARIABLE = "F3RM_VERIFY_RENDER_BUDGET"
 #: A method's outputs are not known before it ran; nerfacto with normals has 12 channels besides its features.
 _ASSUMED_CHANNELS = 16
 

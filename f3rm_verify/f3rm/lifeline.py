@@ -6,9 +6,8 @@ import os
 import signal
 import threading
 
-#: Set by the launcher to `DESCRIPTOR:INODE`: a pipe whose other end only the launcher holds, so that it reads as closed
-#: when the launcher is gone. The inode tells that pipe from whatever else has this number in a process further down.
-LIFELINE_VARIABLE = "F3RM_VERIFY_LIFELINE"
+from f3rm_verify import launch_variables
+
 _THREAD = "f3rm-verify-lifeline"
 
 
@@ -23,7 +22,7 @@ def watch_launcher() -> None:
     Does nothing in a process that was not launched by us, or is not the leader of its group (a rank, a worker: they
     belong to a group that is killed as a whole), or is watching already.
     """
-    descriptor = _descriptor(os.environ.get(LIFELINE_VARIABLE, ""))
+    descriptor = _descriptor(os.environ.get(launch_variables.LIFELINE, ""))
     if descriptor is None or os.getpgrp() != os.getpid():
         return
     if any(thread.name == _THREAD for thread in threading.enumerate()):

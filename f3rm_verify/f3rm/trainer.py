@@ -1,13 +1,7 @@
-"""F3RMTrainer: nerfstudio's trainer, seeded as a whole, that leaves evidence of what it did.
-
-The same is offered for the trainer of any other method (`wrap_config`): a subclass of that method's own configuration
-with the seeding fields added, whose target is a subclass of that method's own trainer.
-"""
+"""F3RMTrainer: nerfstudio's trainer, seeded as a whole, that leaves evidence of what it did."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 import sys
 from dataclasses import dataclass, field
@@ -19,13 +13,16 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from f3rm_verify import launch_variables
 from f3rm_verify.environment import describe_environment
-from f3rm_verify.f3rm.data_workers import observe_data_workers, seeded_data_workers
-from f3rm_verify.f3rm.evaluation import EVALUATE_VARIABLE, check_render_budget, evaluate
+from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
 from f3rm_verify.f3rm.lifeline import watch_launcher
 from f3rm_verify.f3rm.lpips import degrade_lpips_offline
-from f3rm_verify.recorder import Recorder, digest_files, digest_tensors
-from f3rm_verify.seeding import SeedingPlan, apply_seeding, observe_flags
+from f3rm_verify.f3rm.ranks import rank_directory
+from f3rm_verify.f3rm.training_audit import observe_after_training, observe_at_step_0, seeded_construction
+from f3rm_verify.f3rm.training_facts import data_digests, encodings, implementation
+from f3rm_verify.recorder import Recorder, digest_tensors
+from f3rm_verify.seeding import Claim, SeedingPlan, apply_seeding
 
 
 @dataclass
@@ -59,7 +56,7 @@ class SeededTrainer:
         self._plan = _plan(config, local_rank)
         self._seeding = apply_seeding(self._plan, say=CONSOLE.print)
         self._steps_done = 0
-        self._recorder = Recorder(config.get_base_dir())
+        self._recorder = Recorder(rank_directory(config.get_base_dir(), self._plan.rank))
         self._recorder.status("setting up")
         self._recorder.update_manifest(
             {
@@ -78,17 +75,15 @@ class SeededTrainer:
 
     def setup(self, *arguments: Any, **keywords: Any) -> None:
         """Sets the training up, and records what it starts from."""
-        with seeded_data_workers(self._plan):
+        with seeded_construction(self._plan):
             super().setup(*arguments, **keywords)  # type: ignore[misc]
-        self._seeding.entries.append(observe_data_workers(self._plan, self.pipeline.datamanager))
-        self._recorder.write_seeding(self._seeding.to_dict())
-        evaluation = os.environ.get(EVALUATE_VARIABLE)
-        if evaluation:
-            check_render_budget(self.pipeline, self.base_dir, float(evaluation))
+        self._add_claims(observe_at_step_0(self._plan, self.pipeline))
+        if self._evaluates:
+            check_render_budget(self.pipeline, self.base_dir, float(os.environ[launch_variables.RENDER_BUDGET]))
         self._recorder.update_manifest(
             {
-                "data": _data_digests(self.pipeline.datamanager),
-                "encodings": _encodings(self.pipeline.model),
+                "data": data_digests(self.pipeline.datamanager),
+                "encodings": encodings(self.pipeline.model),
                 "parameters": {"before": self._parameter_digest(), "after": None},
                 "lpips": getattr(getattr(self.pipeline.model, "lpips", None), "unavailable_because", None),
             }
@@ -101,15 +96,12 @@ class SeededTrainer:
             super().train()  # type: ignore[misc]
         finally:
             flush_event_files()
-        flags = observe_flags(self._plan)
-        entries = [dataclasses.replace(flag, claim=f"{flag.claim}, after training") for flag in flags]
-        self._seeding.entries.extend(entries)
-        self._recorder.write_seeding(self._seeding.to_dict())
+        self._add_claims(observe_after_training(self._plan))
         self._recorder.manifest["parameters"]["after"] = self._parameter_digest()
         wanted = self.config.max_num_iterations
         if self._steps_done == wanted:
             self._recorder.complete(first_step=first_step, steps=self._steps_done)
-        if os.environ.get(EVALUATE_VARIABLE):
+        if self._evaluates:
             metrics = evaluate(
                 self.pipeline,
                 self.base_dir,
@@ -132,6 +124,15 @@ class SeededTrainer:
         if written:
             flush_event_files()
         return result
+
+    @property
+    def _evaluates(self) -> bool:
+        """Whether this process evaluates afterwards: the launcher asks for it, of rank 0."""
+        return self._plan.rank == 0 and bool(os.environ.get(launch_variables.RENDER_BUDGET))
+
+    def _add_claims(self, claims: list[Claim]) -> None:
+        self._seeding.entries.extend(claims)
+        self._recorder.write_seeding(self._seeding.to_dict())
 
     def _parameter_digest(self) -> str:
         return digest_tensors(self.pipeline.model.named_parameters())
@@ -159,85 +160,3 @@ def _plan(config: Any, local_rank: int) -> SeedingPlan:
         cublas_workspace=config.seed_cublas_workspace,
         print_info=config.print_seed_info,
     )
-
-
-def implementation(config: Any) -> dict[str, str]:
-    """Which classes make up the training: trainer, pipeline, data manager, model."""
-    parts = {"trainer": config, "pipeline": config.pipeline}
-    for name in ("datamanager", "model"):
-        if hasattr(config.pipeline, name):
-            parts[name] = getattr(config.pipeline, name)
-    return {name: _class_name(part._target) for name, part in parts.items()}
-
-
-def _class_name(target: Any) -> str:
-    return f"{target.__module__}.{target.__qualname__}"
-
-
-def _encodings(model: torch.nn.Module) -> dict[str, str]:
-    """The implementation of every encoding of the model, by module path."""
-    return {
-        name: "tcnn" if getattr(module, "tcnn_encoding", None) is not None else f"torch ({type(module).__name__})"
-        for name, module in model.named_modules()
-        if hasattr(module, "tcnn_encoding")
-    }
-
-
-def _data_digests(datamanager: Any) -> dict[str, Any]:
-    """A digest of every image and of the file with the poses, and of the features."""
-    files: list[Path] = []
-    for split in ("train", "eval"):
-        dataset = getattr(datamanager, f"{split}_dataset", None)
-        files += [Path(name) for name in getattr(dataset, "image_filenames", None) or []]
-    data = Path(datamanager.get_datapath())
-    poses = sorted(data.glob("*.json")) if data.is_dir() else [data]
-    names = [path for path in dict.fromkeys([*poses, *files]) if path.is_file()]
-    folder = data if data.is_dir() else data.parent
-    digests = {os.path.relpath(name, folder): value for name, value in digest_files(names).items()}
-    features = getattr(datamanager, "features", None)
-    return {
-        "folder": str(data),
-        "files": digests,
-        "features": None if features is None else {"digest": features.digest, "source": features.source},
-    }
-
-
-def wrap_config(config: TrainerConfig) -> TrainerConfig:
-    """`config` with seeding fields and a trainer that seeds and leaves evidence; itself where it already has them."""
-    if isinstance(config, F3RMTrainerConfig):
-        return config
-    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.init}
-    values["_target"] = F3RMTrainer if config._target is Trainer else seeded_trainer(config._target)
-    return seeded_config(type(config))(**values)  # type: ignore[arg-type]
-
-
-@functools.cache
-def seeded_trainer(trainer: type) -> type:
-    """A subclass of `trainer` that seeds and leaves evidence."""
-    return _importable(type(trainer.__name__, (SeededTrainer, trainer), {}), trainer, "trainer")
-
-
-@functools.cache
-def seeded_config(config: type) -> type[F3RMTrainerConfig]:
-    """A subclass of `config` with the seeding fields."""
-    if config is TrainerConfig:
-        return F3RMTrainerConfig
-    mixed = type(config.__name__, (F3RMTrainerConfig, config), {})
-    return _importable(dataclass(mixed), config, "config")
-
-
-def _importable(made: type, original: type, kind: str) -> type:
-    """Gives a class made here a name that config.yml can hold and that `__getattr__` below finds again."""
-    made.__module__ = __name__
-    made.__qualname__ = made.__name__ = f"seeded_{kind}__{original.__module__.replace('.', '__')}___{original.__name__}"
-    return made
-
-
-def __getattr__(name: str) -> Any:
-    import importlib
-
-    for prefix, make in (("seeded_trainer__", seeded_trainer), ("seeded_config__", seeded_config)):
-        if name.startswith(prefix):
-            module, _, original = name[len(prefix) :].partition("___")
-            return make(getattr(importlib.import_module(module.replace("__", ".")), original))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

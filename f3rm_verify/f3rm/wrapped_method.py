@@ -17,14 +17,10 @@ from typing import Any
 import torch
 from nerfstudio.plugins.types import MethodSpecification
 
+from f3rm_verify import launch_variables
 from f3rm_verify.f3rm.entry_point import GROUP, METHOD, discover
 from f3rm_verify.f3rm.lifeline import watch_launcher
-from f3rm_verify.f3rm.trainer import wrap_config
-
-#: Set by the launcher: the name of the method to wrap.
-METHOD_VARIABLE = "F3RM_VERIFY_METHOD"
-#: nerfstudio's own: methods as `name=module:object`, separated by commas; the launcher appends this module's.
-METHODS_VARIABLE = "NERFSTUDIO_METHOD_CONFIGS"
+from f3rm_verify.f3rm.wrap import wrap_config
 
 
 def wrapped_method() -> MethodSpecification:
@@ -33,7 +29,7 @@ def wrapped_method() -> MethodSpecification:
     Ends the process where that cannot be had: an exception would be swallowed, and the stock method trained.
     """
     watch_launcher()
-    name = os.environ[METHOD_VARIABLE]
+    name = os.environ[launch_variables.METHOD]
     try:
         return _wrapped(name)
     except LookupError as error:
@@ -69,7 +65,7 @@ def _find(name: str) -> MethodSpecification:
 def _find_in_variable(name: str) -> MethodSpecification | None:
     """A method that the user named in NERFSTUDIO_METHOD_CONFIGS, before ours was appended."""
     found = None
-    for definition in filter(None, os.environ.get(METHODS_VARIABLE, "").split(",")):
+    for definition in filter(None, os.environ.get(launch_variables.METHODS, "").split(",")):
         key, _, place = definition.partition("=")
         if key != name or place == f"{__name__}:{wrapped_method.__name__}":
             continue
@@ -90,5 +86,5 @@ def _find_entry_point(name: str) -> MethodSpecification | None:
 
 def _require_specification(name: str, found: Any) -> MethodSpecification | None:
     if found is not None and not isinstance(found, MethodSpecification):
-        raise TypeError(f"{METHODS_VARIABLE} gives {found!r:.80} for {name}, which is no MethodSpecification")
+        raise TypeError(f"{launch_variables.METHODS} gives {found!r:.80} for {name}, which is no MethodSpecification")
     return found

@@ -289,7 +289,7 @@ def nerfacto(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     import torch
     from nerfstudio.configs.method_configs import method_configs
 
-    from f3rm_verify.f3rm.trainer import wrap_config
+    from f3rm_verify.f3rm.wrap import wrap_config
 
     for name in ("PYTHONHASHSEED", "TCNN_SEED", "CUBLAS_WORKSPACE_CONFIG"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that it is put back

@@ -195,7 +195,7 @@ def test_any_trainer_can_be_wrapped_and_its_config_read_again(tmp_path: Path) ->
     import yaml
     from nerfstudio.engine.trainer import Trainer, TrainerConfig
 
-    from f3rm_verify.f3rm import trainer as module
+    from f3rm_verify.f3rm import wrap as module
 
     wrapped = module.wrap_config(TrainerConfig(method_name="x", max_num_iterations=7))
     assert type(wrapped) is module.F3RMTrainerConfig

@@ -18,12 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from f3rm_verify import launch_variables
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.features.daisy import DaisyExtractor
 from f3rm_verify.files import replacing
-
-#: Set by the launcher: where this run keeps its features, so that both runs start from equal (empty) caches.
-CACHE_VARIABLE = "F3RM_VERIFY_FEATURE_CACHE"
 
 
 class Extractor(Protocol):
@@ -54,7 +52,7 @@ def load_or_extract(feature_type: str, images: Sequence[Path], data: Path, *, us
     """
     extractor = EXTRACTORS[feature_type]
     key = _key(feature_type, extractor, images)
-    folder = Path(os.environ.get(CACHE_VARIABLE) or (data if data.is_dir() else data.parent))
+    folder = Path(os.environ.get(launch_variables.FEATURE_CACHE) or (data if data.is_dir() else data.parent))
     path = folder / f"f3rm_{feature_type.lower()}_features_{key[:16]}.npz"
     if use_cache and path.exists():
         return _read_cache(path, key)

@@ -1,0 +1,52 @@
+"""What a training consists of, for the manifest: its classes, its encodings, its data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from f3rm_verify.recorder import digest_files
+
+
+def implementation(config: Any) -> dict[str, str]:
+    """Which classes make up the training: trainer, pipeline, data manager, model."""
+    parts = {"trainer": config, "pipeline": config.pipeline}
+    for name in ("datamanager", "model"):
+        if hasattr(config.pipeline, name):
+            parts[name] = getattr(config.pipeline, name)
+    return {name: _class_name(part._target) for name, part in parts.items()}
+
+
+def _class_name(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+def encodings(model: torch.nn.Module) -> dict[str, str]:
+    """The implementation of every encoding of the model, by module path."""
+    return {
+        name: "tcnn" if getattr(module, "tcnn_encoding", None) is not None else f"torch ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if hasattr(module, "tcnn_encoding")
+    }
+
+
+def data_digests(datamanager: Any) -> dict[str, Any]:
+    """A digest of every image and of the file with the poses, and of the features."""
+    files: list[Path] = []
+    for split in ("train", "eval"):
+        dataset = getattr(datamanager, f"{split}_dataset", None)
+        files += [Path(name) for name in getattr(dataset, "image_filenames", None) or []]
+    data = Path(datamanager.get_datapath())
+    poses = sorted(data.glob("*.json")) if data.is_dir() else [data]
+    names = [path for path in dict.fromkeys([*poses, *files]) if path.is_file()]
+    folder = data if data.is_dir() else data.parent
+    digests = {os.path.relpath(name, folder): value for name, value in digest_files(names).items()}
+    features = getattr(datamanager, "features", None)
+    return {
+        "folder": str(data),
+        "files": digests,
+        "features": None if features is None else {"digest": features.digest, "source": features.source},
+    }

@@ -1,0 +1,19 @@
+"""The environment variables by which the launcher speaks to a training that it started. Imports nothing."""
+
+#: A random name of this training. The manifest repeats it, which shows that our trainer is the one that runs.
+NONCE = "F3RM_VERIFY_NONCE"
+#: The name of the method to wrap.
+METHOD = "F3RM_VERIFY_METHOD"
+#: nerfstudio's own: methods as `name=module:object`, separated by commas; the launcher appends the wrapped one.
+METHODS = "NERFSTUDIO_METHOD_CONFIGS"
+#: A saved config.yml to wrap, instead of the method's own configuration.
+LOAD_CONFIG = "F3RM_VERIFY_LOAD_CONFIG"
+#: `DESCRIPTOR:INODE` of a pipe whose other end only the launcher holds, so that it reads as closed when the launcher is
+#: gone. The inode tells that pipe from whatever else has this number in a process further down.
+LIFELINE = "F3RM_VERIFY_LIFELINE"
+#: The disk budget for the renders in bytes. Its presence asks for the evaluation after the training.
+RENDER_BUDGET = "F3RM_VERIFY_RENDER_BUDGET"
+#: Where this run keeps its features, so that both runs start from equal (empty) caches.
+FEATURE_CACHE = "F3RM_VERIFY_FEATURE_CACHE"
+#: Where a run that only prepares the data says so; it ends before anything is trained.
+PREPARE = "F3RM_VERIFY_PREPARE"
