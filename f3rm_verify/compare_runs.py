@@ -22,6 +22,10 @@ from f3rm_verify.run_facts import RunFacts, facts_of, is_one_run
 
 #: What a plain `ns-train` run leaves, and so what every comparison requires.
 _ALWAYS_REQUIRED = ("curves", "checkpoints")
+#: What a rank above 0 leaves; the rest is made by rank 0 for all.
+_OF_EVERY_RANK = ("setup", "seeding", "trace", "curves")
+#: More ranks than anybody trains with; a manifest can say anything.
+_MAX_RANKS = 4096
 _GOOD = (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE)
 #: Best first: difference wins over everything that could not be compared.
 _OUTCOMES = (Outcome.REPRODUCIBLE, Outcome.WITHIN_TOLERANCE, Outcome.INCONCLUSIVE, Outcome.DIVERGED)
@@ -102,8 +106,75 @@ def _root(pairs: Sequence[_Pair]) -> Difference:
 def _compare_pair(
     name: str, reference: RunFacts, candidate: RunFacts, policy: Policy, only: Sequence[str], reproduce: str = ""
 ) -> _Pair:
+    """All ranks of a pair; the first rank's nodes, and one node for each rank above it."""
+    own = _compare_rank(name, reference, candidate, policy, only, reproduce)
+    ranks = list(_compare_other_ranks(reference, candidate, policy, only, reproduce))
+    groups = {
+        pair.name: Difference.group(name=pair.name, artefact="runs", children=pair.nodes.values()) for pair in ranks
+    }
+    reasons = (f"{pair.name}: {reason}" for pair in ranks for reason in pair.reasons)
+    firsts = (pair.first_divergence for pair in (own, *ranks))
+    return dataclasses.replace(
+        own,
+        nodes={**own.nodes, **groups},
+        outcome=max((pair.outcome for pair in (own, *ranks)), key=_OUTCOMES.index),
+        reasons=(*own.reasons, *reasons),
+        # Of ranks that diverge at one step and stage, the lowest.
+        first_divergence=max(filter(None, firsts), key=earliness, default=None),
+    )
+
+
+def _compare_other_ranks(
+    reference: RunFacts, candidate: RunFacts, policy: Policy, only: Sequence[str], reproduce: str
+) -> Iterator[_Pair]:
+    """The ranks above the first that either side has, or says that it had."""
+    if only and not set(only) & set(_OF_EVERY_RANK):
+        return
+    try:
+        found = reference.run.ranks, candidate.run.ranks
+    except UnreadableError as error:
+        yield _nothing_compared("ranks", candidate, Verdict.UNREADABLE, str(error))
+        return
+    count = max(reference.ranks, candidate.ranks, *(rank + 1 for side in found for rank in side))
+    required = None if policy.required is None else tuple(n for n in policy.required if n in _OF_EVERY_RANK)
+    for rank in range(1, min(count, _MAX_RANKS)):
+        missing = [side for side, ranks in zip(("reference", "candidate"), found, strict=True) if rank not in ranks]
+        if missing:
+            summary = f"it left nothing in the {' and nothing in the '.join(missing)}"
+            yield _nothing_compared(f"rank {rank}", candidate, Verdict.MISSING, summary)
+            continue
+        first, second = (facts_of(ranks[rank]) for ranks in found)
+        narrowed = dataclasses.replace(policy, required=required)
+        wanted = [name for name in only if name in _OF_EVERY_RANK]
+        yield _compare_rank(f"rank {rank}", first, second, narrowed, wanted, reproduce, rank=rank)
+
+
+def _nothing_compared(name: str, candidate: RunFacts, verdict: Verdict, summary: str) -> _Pair:
+    node = Difference(name="evidence", artefact="runs", verdict=verdict, summary=summary)
+    return _Pair(
+        name=name,
+        candidate=candidate,
+        nodes={node.name: node},
+        not_recorded=(),
+        outcome=Outcome.INCONCLUSIVE,
+        reasons=(summary,),
+        first_divergence=None,
+    )
+
+
+def _compare_rank(
+    name: str,
+    reference: RunFacts,
+    candidate: RunFacts,
+    policy: Policy,
+    only: Sequence[str],
+    reproduce: str,
+    *,
+    rank: int = 0,
+) -> _Pair:
     recorded = reference.run.recorded | candidate.run.recorded
-    asked = set(only or policy.required or _ALWAYS_REQUIRED)
+    always = [artefact for artefact in _ALWAYS_REQUIRED if not rank or artefact in _OF_EVERY_RANK]
+    asked = set(only or policy.required or always)
     wanted = asked if only else asked | recorded
     found = {
         artefact: _compare(artefact, reference.run, candidate.run, policy, recorded)
@@ -117,7 +188,7 @@ def _compare_pair(
     if outcome is Outcome.DIVERGED:
         conditions = [node for artefact, node in found.items() if artefact in CONDITIONS]
         claims = _seeding_entries(candidate.run)
-        first = find_first_divergence(nodes, conditions, claims, rank=reference.rank, reproduce=reproduce)
+        first = find_first_divergence(nodes, conditions, claims, rank=rank or reference.rank, reproduce=reproduce)
     return _Pair(
         name=name,
         candidate=candidate,
@@ -244,4 +315,16 @@ def _seeding_entries(run: RunDir) -> list[dict[str, str]]:
     except UnreadableError:
         return []
     claims = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return [{key: value for key, value in claim.items() if isinstance(value, str)} for claim in claims]
+    texts = [{key: value for key, value in claim.items() if isinstance(value, str)} for claim in claims]
+    return [*texts, *_failing_on_other_ranks(run)]
+
+
+def _failing_on_other_ranks(run: RunDir) -> Iterator[dict[str, str]]:
+    try:
+        ranks = run.ranks
+    except UnreadableError:
+        return  # the comparison says so
+    for rank, directory in ranks.items():
+        for entry in _seeding_entries(directory):
+            if entry.get("verdict") == "fails":
+                yield {**entry, "claim": f"rank {rank}: {entry.get('claim')}"}

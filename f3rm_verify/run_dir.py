@@ -211,6 +211,15 @@ class RunDir:
         return {}
 
     @cached_property
+    def ranks(self) -> Mapping[int, RunDir]:
+        """The run directories of the ranks above 0, by rank."""
+        root = self.file(RANKS)
+        if root is None:
+            return {}
+        names = [name for name in _names(root) if re.fullmatch(r"[1-9]\d{0,5}", name)]
+        return {int(name): RunDir(path) for name in sorted(names, key=int) if (path := self.file(f"{RANKS}/{name}"))}
+
+    @cached_property
     def recorded(self) -> frozenset[str]:
         """The artefacts of which there is anything here, also where it is broken."""
         evidence: Mapping[str, Callable[[], object]] = {

@@ -23,7 +23,7 @@ class RunFacts:
     """`steps` is how many steps were done, as observed; None where nothing shows it.
 
     `incomplete` and `untrained` say why the run cannot be seen to have completed, or to have trained anything; None
-    where it can. `started_from` is the checkpoint or folder that it went on from.
+    where it can. `ranks` is how many trained together. `started_from` is the checkpoint or folder that it went on from.
     """
 
     run: RunDir
@@ -32,6 +32,7 @@ class RunFacts:
     implementation: Mapping[str, Any] | None
     seed: int | None
     rank: int
+    ranks: int
     threads: int | None
     device: str | None
     started_from: str | None
@@ -48,6 +49,7 @@ class RunFacts:
             "implementation": None if self.implementation is None else dict(self.implementation),
             "seed": self.seed,
             "rank": self.rank,
+            "ranks": self.ranks,
             "threads": self.threads,
             "device": self.device,
             "started_from": self.started_from,
@@ -71,6 +73,7 @@ def facts_of(run: RunDir) -> RunFacts:
         implementation=implementation if _is_table_of_texts(implementation) else None,
         seed=_integer(seed),
         rank=_count(manifest.get("rank")) or 0,
+        ranks=_count(manifest.get("world_size")) or 1,
         threads=_count(_mapping(_mapping(manifest.get("environment")).get("threads")).get("intra_op")),
         device=_text(machine.get("device_type")),
         started_from=_started_from(config),

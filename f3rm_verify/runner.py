@@ -23,7 +23,7 @@ from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.lifeline import lifeline_value
 from f3rm_verify.ns_train import EXPERIMENT, TrainingRequest, command, environment
 from f3rm_verify.processes import ask_groups_to_end, end_group, has_ended, stop_signals
-from f3rm_verify.run_dir import CONFIG, MANIFEST, STATUS
+from f3rm_verify.run_dir import CONFIG, MANIFEST, RANKS, STATUS
 from f3rm_verify.training_log import last_lines
 
 #: What nerfstudio prints when it goes on with the stock method because ours could not be loaded.
@@ -35,7 +35,8 @@ _POLL_SECONDS = 0.1
 class Training:
     """One training: what it is, where it is, and, once it ended badly, why in one sentence.
 
-    `directory` is None until a run directory shows, by its nonce, that our trainer is at work in it.
+    `directory` is None until a run directory shows, by its nonce, that our trainer is at work in it. Phase, step and
+    loss are those of rank 0; `other_ranks` has phase, step and steps of the ranks above it.
     """
 
     side: str
@@ -48,6 +49,7 @@ class Training:
     step: int | None = None
     steps: int = 0
     loss: float | None = None
+    other_ranks: Mapping[int, tuple[str, int | None, int]] = field(default_factory=dict)
     changed: float = 0.0
     first_step_seen: tuple[float, int] | None = None
     ended: bool = False
@@ -64,12 +66,18 @@ class Training:
 
     @property
     def where(self) -> str:
-        """How far it came, in words."""
-        if self.phase == "training" and self.step is not None:
-            return f"after step {self.step}"
-        if self.phase == "evaluating" and self.step is not None:
-            return f"while evaluating, {self.step + 1} of {self.steps} images done"
-        return "when it was done" if self.phase == "done" else f"while {self.phase}"
+        """How far it came, in words: of several ranks, each."""
+        first = _where(self.phase, self.step, self.steps)
+        others = [f"rank {rank} {_where(*status)}" for rank, status in self.other_ranks.items()]
+        return ", ".join([f"rank 0 {first}", *others]) if others else first
+
+
+def _where(phase: str, step: int | None, steps: int) -> str:
+    if phase == "training" and step is not None:
+        return f"after step {step}"
+    if phase == "evaluating" and step is not None:
+        return f"while evaluating, {step + 1} of {steps} images done"
+    return "when it was done" if phase == "done" else f"while {phase}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,11 +256,25 @@ def _read_status(training: Training) -> None:
         phase, step, steps, loss = (status[key] for key in ("phase", "step", "steps", "loss"))
     except KeyError:
         return  # not written yet
-    if (phase, step) != (training.phase, training.step):
+    # Ranks wait for each other at every step: as long as one gets on, none hangs.
+    others = _other_ranks(training.directory)
+    if (phase, step, others) != (training.phase, training.step, training.other_ranks):
         training.changed = time.monotonic()
     training.phase, training.step, training.steps, training.loss = phase, step, steps, loss
+    training.other_ranks = others
     if training.first_step_seen is None and phase == "training":
         training.first_step_seen = (time.monotonic(), step)
+
+
+def _other_ranks(run: Path) -> dict[int, tuple[str, int | None, int]]:
+    """Phase, step and steps of every rank above 0 that said something, by rank."""
+    folders = [folder for folder in (run / RANKS).glob("*") if folder.name.isdecimal()]
+    statuses = {int(folder.name): _read_object(folder / STATUS) for folder in folders}
+    return {
+        rank: (status["phase"], status["step"], status["steps"])
+        for rank, status in sorted(statuses.items())
+        if {"phase", "step", "steps"} <= status.keys()
+    }
 
 
 def _end_all(trainings: Sequence[Training]) -> None:

@@ -29,7 +29,17 @@ from f3rm_verify.compare_runs import compare_runs
 from f3rm_verify.difference import Outcome, Result
 from f3rm_verify.policy import DIFF_POLICY
 from f3rm_verify.render_store import write_outputs
-from f3rm_verify.run_dir import CHECKPOINTS, CONFIG, EVIDENCE_VERSION, MANIFEST, METRICS, RENDERS, SEEDING, RunDir
+from f3rm_verify.run_dir import (
+    CHECKPOINTS,
+    CONFIG,
+    EVIDENCE_VERSION,
+    MANIFEST,
+    METRICS,
+    RANKS,
+    RENDERS,
+    SEEDING,
+    RunDir,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -142,6 +152,7 @@ class FakeRun:
     seeding: Any = field(default_factory=_seeding)
     metrics: Any = field(default_factory=_metrics)
     renders: dict[str, dict[str, Array]] = field(default_factory=_renders)
+    ranks: dict[int, FakeRun] = field(default_factory=dict)
 
     def write(self, path: Path) -> RunDir:
         """Writes the run to `path`, with a run id and times of its own."""
@@ -155,6 +166,8 @@ class FakeRun:
             write_checkpoint(path / CHECKPOINTS / f"step-{step:09d}.ckpt", tree)
         if self.scalars:
             write_events(path / f"events.out.tfevents.{int(start)}.host.1.0", self.scalars, start=start)
+        for rank, run in self.ranks.items():
+            run.write(path / RANKS / str(rank))
         if self.ours:
             self._write_evidence(path, {"run_id": f"{number:032x}", "nonce": f"n{number:x}", "start": start})
         return RunDir(path)
@@ -164,10 +177,29 @@ class FakeRun:
         files = {MANIFEST: manifest, SEEDING: self.seeding, METRICS: self.metrics}
         for name, data in files.items():
             if data is not None:
-                (path / name).parent.mkdir(exist_ok=True)
+                (path / name).parent.mkdir(exist_ok=True, parents=True)
                 (path / name).write_text(data if isinstance(data, str) else json.dumps(data), "utf8")
         for image, outputs in self.renders.items():
             write_outputs(path / RENDERS, image, outputs)
+
+
+def rank_run(rank: int, ranks: int) -> FakeRun:
+    """What a rank above 0 leaves."""
+    return FakeRun(
+        manifest=_manifest() | {"rank": rank, "world_size": ranks},
+        scalars={LOSS: {step: 1 / (step + 1 + rank) for step in range(STEPS)}},
+        checkpoints={},
+        metrics=None,
+        renders={},
+    )
+
+
+def run_of_ranks(ranks: int = 3) -> FakeRun:
+    """What a run with several ranks leaves."""
+    return FakeRun(
+        manifest=_manifest() | {"world_size": ranks},
+        ranks={rank: rank_run(rank, ranks) for rank in range(1, ranks)},
+    )
 
 
 def plain_run() -> FakeRun:

@@ -112,6 +112,7 @@ class TestReproducible:
             "implementation": None,
             "seed": 42,
             "rank": 0,
+            "ranks": 1,
             "threads": 2,
             "device": "cpu",
             "started_from": None,

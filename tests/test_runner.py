@@ -577,3 +577,32 @@ class TestLog:
     def test_nothing_to_show(self, tmp_path: Path) -> None:
         assert self.show(tmp_path, b" \n\n") == "  (the log is empty)"
         assert "cannot be read" in last_lines(tmp_path / "absent")
+
+
+def test_a_stall_names_the_last_step_of_each_rank(tmp_path: Path) -> None:
+    body = """
+run = begin()
+run.step()
+run.step()
+for rank, step in ((2, 0), (1, 1)):
+    status = {"phase": "training", "step": step, "steps": run.iters, "loss": None}
+    run.write_json(f"verify/ranks/{rank}/verify/status.json", status)
+time.sleep(60)
+"""
+    failed = train(tmp_path, body, {"reference": 42}, stall_timeout=1.0, iters=10).failed
+    assert failed is not None and failed.failure is not None
+    assert "(rank 0 after step 1, rank 1 after step 1, rank 2 after step 0)" in failed.failure
+
+
+def test_a_rank_that_gets_on_is_no_stall(tmp_path: Path) -> None:
+    body = """
+run = begin()
+run.step()
+for step in range(12):
+    time.sleep(0.2)
+    status = {"phase": "training", "step": step, "steps": run.iters, "loss": None}
+    run.write_json("verify/ranks/1/verify/status.json", status)
+run.steps()
+run.finish()
+"""
+    assert train(tmp_path, body, {"reference": 42}, stall_timeout=1.5).failed is None

@@ -15,10 +15,17 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from f3rm_verify import launch_variables
 from f3rm_verify.environment import describe_environment
+from f3rm_verify.f3rm.cpu_ranks import prepare_launch
 from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
 from f3rm_verify.f3rm.lifeline import watch_launcher
 from f3rm_verify.f3rm.lpips import degrade_lpips_offline
-from f3rm_verify.f3rm.ranks import rank_directory
+from f3rm_verify.f3rm.ranks import (
+    RankCurves,
+    observe_ranks_after_training,
+    observe_ranks_at_step_0,
+    rank_directory,
+    require_shared_gradients,
+)
 from f3rm_verify.f3rm.training_audit import observe_after_training, observe_at_step_0, seeded_construction
 from f3rm_verify.f3rm.training_facts import data_digests, encodings, implementation
 from f3rm_verify.recorder import Recorder, digest_tensors
@@ -41,6 +48,11 @@ class F3RMTrainerConfig(TrainerConfig):
     print_seed_info: bool = True
     """Print the seeding log."""
 
+    def save_config(self) -> None:
+        """Saves config.yml; nerfstudio does this last before it launches the ranks."""
+        super().save_config()
+        prepare_launch(self)
+
 
 class SeededTrainer:
     """Seeding and evidence for any trainer; stands before it in the bases."""
@@ -56,7 +68,10 @@ class SeededTrainer:
         self._plan = _plan(config, local_rank)
         self._seeding = apply_seeding(self._plan, say=CONSOLE.print)
         self._steps_done = 0
-        self._recorder = Recorder(rank_directory(config.get_base_dir(), self._plan.rank))
+        self._world_size = world_size
+        directory = rank_directory(config.get_base_dir(), self._plan.rank)
+        self._curves = RankCurves(directory, config) if self._plan.rank else None
+        self._recorder = Recorder(directory)
         self._recorder.status("setting up")
         self._recorder.update_manifest(
             {
@@ -77,7 +92,9 @@ class SeededTrainer:
         """Sets the training up, and records what it starts from."""
         with seeded_construction(self._plan):
             super().setup(*arguments, **keywords)  # type: ignore[misc]
-        self._add_claims(observe_at_step_0(self._plan, self.pipeline))
+        require_shared_gradients(self.pipeline, self._world_size)
+        ranks = observe_ranks_at_step_0(self._plan, self.pipeline, self._world_size)
+        self._add_claims([*observe_at_step_0(self._plan, self.pipeline), *ranks])
         if self._evaluates:
             check_render_budget(self.pipeline, self.base_dir, float(os.environ[launch_variables.RENDER_BUDGET]))
         self._recorder.update_manifest(
@@ -95,8 +112,9 @@ class SeededTrainer:
         try:
             super().train()  # type: ignore[misc]
         finally:
-            flush_event_files()
-        self._add_claims(observe_after_training(self._plan))
+            self._flush()
+        ranks = observe_ranks_after_training(self._plan, self.pipeline, self._world_size)
+        self._add_claims([*observe_after_training(self._plan), *ranks])
         self._recorder.manifest["parameters"]["after"] = self._parameter_digest()
         wanted = self.config.max_num_iterations
         if self._steps_done == wanted:
@@ -114,6 +132,8 @@ class SeededTrainer:
         """One step, counted."""
         result = super().train_iteration(step)  # type: ignore[misc]
         self._steps_done += 1
+        if self._curves is not None:
+            self._curves.log(step, *result[:2])
         written = self._recorder.status(
             "training",
             step=step,
@@ -122,8 +142,13 @@ class SeededTrainer:
             loss=result[0].item() if self.config.machine.device_type == "cpu" else None,
         )
         if written:
-            flush_event_files()
+            self._flush()
         return result
+
+    def _flush(self) -> None:
+        flush_event_files()
+        if self._curves is not None:
+            self._curves.flush()
 
     @property
     def _evaluates(self) -> bool:

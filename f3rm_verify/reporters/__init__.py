@@ -46,8 +46,8 @@ def verdict_word(result: Result) -> str:
 def conditions_line(result: Result) -> str:
     """What was compared: "2 runs x 1000 steps, seed 42, f3rm, 2 threads, cpu"; where sides differ, both values."""
     runs = f"{result.pairs + 1} run{'s' if result.pairs else ''}"
-    seed, method, implementation, threads, device = (
-        _values(result, key) for key in ("seed", "method", "implementation", "threads", "device")
+    seed, method, implementation, ranks, threads, device = (
+        _values(result, key) for key in ("seed", "method", "implementation", "ranks", "threads", "device")
     )
     if method and implementation and implementation != method:
         method = f"{method} ({implementation})"
@@ -55,6 +55,7 @@ def conditions_line(result: Result) -> str:
         runs if result.steps is None else f"{runs} x {result.steps} step{'' if result.steps == 1 else 's'}",
         seed and f"seed {seed}",
         method or implementation,
+        ranks not in ("", "1") and f"{ranks} ranks",
         threads and f"{threads} thread{'' if threads == '1' else 's'}",
         device,
     )
