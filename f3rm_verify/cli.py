@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -81,6 +82,7 @@ def run(
     control: Annotated[bool, typer.Option("--control", help="Also train with seed + 1, which must differ.")] = False,
     jobs: Annotated[int, typer.Option(help="How many trainings at a time.", min=1)] = 2,
     ns_train: Annotated[Path | None, typer.Option(help="The ns-train to call; else this environment's.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop where a claim of the seeding does not hold.")] = False,
     stall_timeout: Annotated[float, typer.Option(help="Seconds without a new step after which to stop.", min=1)] = 600,
     output_dir: Annotated[Path, typer.Option(help="Each run makes a fresh directory in here.")] = Path(
         "f3rm-verify-out"
@@ -107,7 +109,11 @@ def run(
         method=method,
         output=output.resolve(),
         ns_train=ns_train,
-        ns_train_args=(*(presets.SMALL if small else ()), *arguments),
+        ns_train_args=(
+            *(presets.SMALL if small else ()),
+            *(("--seed-strict", "True") if strict else ()),
+            *arguments,
+        ),
         stall_timeout=stall_timeout,
         render_budget=int(render_budget * 2**30),
         jobs=jobs,
@@ -204,6 +210,37 @@ def diff(
         reproduce=_command_line(),
     )
     _report(result, _console(), json_file)
+
+
+@app.command()
+def seeding(
+    seed: Annotated[int, typer.Option(help="The seed that a training would have.", min=0, max=2**32 - 1)] = 42,
+    json_file: JsonOption = None,
+) -> None:
+    """Seed this interpreter as a training would be, and check every claim about it: 0 all hold, 1 one does not."""
+    from f3rm_verify.reporters.seeding_report import render_seeding
+    from f3rm_verify.seeding import apply_seeding
+    from f3rm_verify.seeding_plan import SeedingPlan
+
+    if find_spec("torch") is None:
+        raise UsageError('There is no torch in this environment to seed; install it: pip install "f3rm-verify[train]".')
+    log = apply_seeding(SeedingPlan(base_seed=seed, print_info=False), say=typer.echo)
+    code = int(bool(log.failing))
+    if json_file is not None:
+        head = {"schema_version": 1, "tool": {"name": PROGRAM, "version": __version__}}
+        verdict = {"verdict": "fails" if code else "holds", "exit_code": code}
+        _write_log(json_file, {**head, **verdict, **log.to_dict()})
+    render_seeding(log.to_dict(), _console())
+    raise typer.Exit(code)
+
+
+def _write_log(file: Path, data: dict[str, Any]) -> None:
+    from f3rm_verify.recorder import write_json
+
+    try:
+        write_json(file, data)
+    except OSError as error:
+        raise UsageError(f"--json {file} cannot be written ({error.strerror or error}); name another file.") from error
 
 
 @app.command()

@@ -13,6 +13,8 @@ LOAD_CONFIG = "F3RM_VERIFY_LOAD_CONFIG"
 LIFELINE = "F3RM_VERIFY_LIFELINE"
 #: The disk budget for the renders in bytes. Its presence asks for the evaluation after the training.
 RENDER_BUDGET = "F3RM_VERIFY_RENDER_BUDGET"
+#: Variables, separated by commas, that the launcher set for the seeding; the others are the user's.
+SEEDING_SET = "F3RM_VERIFY_SEEDING_SET"
 #: Where this run keeps its features, so that both runs start from equal (empty) caches.
 FEATURE_CACHE = "F3RM_VERIFY_FEATURE_CACHE"
 #: Where a run that only prepares the data says so; it ends before anything is trained.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from f3rm_verify import launch_variables
 from f3rm_verify.errors import UsageError
-from f3rm_verify.seeding import SeedingPlan, child_environment
+from f3rm_verify.seeding_plan import SeedingPlan, child_environment
 
 _ALWAYS = "it is set for every verification"
 _OWN = "use f3rm-verify's own {} before the --"
@@ -117,6 +117,7 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
         cublas_workspace=not option_is_off(arguments, "--seed-cublas-workspace"),
     )
     child = child_environment(plan, os.environ)
+    set_here = [name for name, value in child.items() if os.environ.get(name) != value]
     others = child.get(launch_variables.METHODS)
     ours = f"{request.method}=f3rm_verify.f3rm.wrapped_method:wrapped_method"
     child.update(
@@ -124,6 +125,7 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             launch_variables.METHODS: f"{others},{ours}" if others else ours,
             launch_variables.METHOD: request.method,
             launch_variables.NONCE: nonce,
+            launch_variables.SEEDING_SET: ",".join(set_here),
             launch_variables.RENDER_BUDGET: str(request.render_budget),
             launch_variables.FEATURE_CACHE: str(request.output / "cache" / side),
             "PYTHONUNBUFFERED": "1",

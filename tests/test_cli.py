@@ -453,3 +453,30 @@ class TestProcess:
 def _both_stepped(folder: Path) -> bool:
     statuses = [json.loads(path.read_text()) for path in folder.glob("out/*/verify/nerfacto/*/verify/status.json")]
     return len(statuses) == 2 and all((status["step"] or 0) >= 2 for status in statuses)
+
+
+class TestSeeding:
+    """`f3rm-verify seeding` in interpreters of its own: it sets flags of the process that it audits."""
+
+    @staticmethod
+    def audit(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        pytest.importorskip("torch")
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHASHSEED", "TCNN_SEED")}
+        command = [sys.executable, "-c", "from f3rm_verify.cli import main; main()", "seeding", *arguments]
+        return subprocess.run(command, env={**kept, **variables}, capture_output=True, text=True, check=False)
+
+    def test_a_hash_seed_in_the_environment_makes_all_claims_hold(self, tmp_path: Path) -> None:
+        done = self.audit("--seed", "7", "--json", str(tmp_path / "log.json"), PYTHONHASHSEED="7")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("HOLDS")
+        log = json.loads((tmp_path / "log.json").read_text("utf8"))
+        assert (log["verdict"], log["exit_code"], log["plan"]["base_seed"]) == ("holds", 0, 7)
+        assert {entry["verdict"] for entry in log["entries"]} == {"holds", "not applicable"}
+
+    def test_without_it_one_fails_with_its_remedy(self, tmp_path: Path) -> None:
+        done = self.audit("--json", str(tmp_path / "log.json"))
+        assert (done.returncode, done.stderr) == (1, "")
+        assert done.stdout.startswith("FAILS")
+        assert "Start with PYTHONHASHSEED=42" in done.stdout
+        log = json.loads((tmp_path / "log.json").read_text("utf8"))
+        assert [entry["claim"] for entry in log["entries"] if entry["verdict"] == "fails"] == ["PYTHONHASHSEED"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from f3rm_verify.seeding import SeedingLog, SeedingPlan, child_environment
+from f3rm_verify.seeding_plan import SeedingLog, SeedingPlan, child_environment
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 VARIABLES = ("PYTHONHASHSEED", "TCNN_SEED", "CUBLAS_WORKSPACE_CONFIG", "OMP_NUM_THREADS")
@@ -75,9 +75,11 @@ for name in ("torch._inductor", "torch._inductor.config"):
     sys.modules[name] = types.ModuleType(name)
 sys.modules["torch._inductor"].config = sys.modules["torch._inductor.config"]
 import numpy as np, torch
-from f3rm_verify import seeding
+from f3rm_verify import seeding, seeding_audit, seeding_plan
 from f3rm_verify.recorder import digest_tensors
-from f3rm_verify.seeding import SeedingPlan, apply_seeding, observe_flags, observe_seeding
+from f3rm_verify.seeding import apply_seeding
+from f3rm_verify.seeding_audit import observe_flags, observe_seeding
+from f3rm_verify.seeding_plan import SeedingPlan
 
 found = {{}}
 started_with = dict(os.environ)
@@ -116,6 +118,11 @@ scenario("large", base_seed=2**32 + 42)
 scenario("warn only", warn_only=True)
 scenario("not deterministic", deterministic_algorithms=False)
 scenario("no workspace", cublas_workspace=False)
+started_with["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+scenario("workspace of the user", cublas_workspace=False)
+started_with["F3RM_VERIFY_SEEDING_SET"] = "TCNN_SEED,CUBLAS_WORKSPACE_CONFIG"
+scenario("workspace of the launcher", cublas_workspace=False)
+del started_with["F3RM_VERIFY_SEEDING_SET"]
 scenario("silent", print_info=False)
 scenario("off", enabled=False)
 scenario("python drew", random.random)
@@ -123,6 +130,8 @@ scenario("numpy drew", np.random.rand)
 scenario("torch drew", lambda: torch.rand(1))
 scenario("switched off", lambda: torch.use_deterministic_algorithms(False))
 scenario("benchmark", lambda: setattr(torch.backends.cudnn, "benchmark", True))
+scenario("not filled", lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False))
+torch.utils.deterministic.fill_uninitialized_memory = True
 scenario("set too late", lambda: os.environ.update(PYTHONHASHSEED="5"))
 executable, sys.executable = sys.executable, "/nowhere/python"
 scenario("no interpreter")
@@ -143,7 +152,7 @@ for documented in (True, False):
     torch.use_deterministic_algorithms.__doc__ = "CUBLAS_WORKSPACE_CONFIG" if documented else "nothing"
     for value in ("", ":4096:8", ":16:8", ":0:0"):
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = value
-        claim = seeding._observe_cublas_workspace(SeedingPlan())
+        claim = seeding_audit._observe_cublas_workspace(SeedingPlan())
         workspaces[f"{{value}} {{documented}}"] = (claim.verdict, claim.observed, claim.remedy)
 found["workspaces"] = workspaces
 
@@ -193,6 +202,7 @@ class TestLaunched:
             *GENERATORS,
             "PYTHONHASHSEED",
             "deterministic algorithms",
+            "uninitialised memory",
             "cuDNN deterministic",
             "cuDNN benchmark",
             "CPU threads",
@@ -270,6 +280,7 @@ class TestLaunched:
             ("switched off", ["deterministic algorithms"]),
             ("benchmark", ["cuDNN benchmark"]),
             ("set too late", ["PYTHONHASHSEED"]),
+            ("not filled", ["uninitialised memory"]),
             ("one thread", ["CPU threads"]),
         ],
     )
@@ -282,6 +293,20 @@ class TestLaunched:
     def test_flags_are_seen_again_after_training(self, launched: dict[str, Any]) -> None:
         assert launched["switched off"]["later"] == ["deterministic algorithms"]
         assert launched["benchmark"]["later"] == ["cuDNN benchmark"]
+
+    def test_a_workspace_that_the_configuration_does_not_want_goes_but_not_the_users_own(
+        self, launched: dict[str, Any]
+    ) -> None:
+        name = "CUBLAS_WORKSPACE_CONFIG"
+        assert launched["workspace of the user"]["environment"][name] == ":4096:8"
+        assert launched["workspace of the launcher"]["environment"][name] is None
+        assert launched["workspace of the launcher"]["environment"]["TCNN_SEED"] == "42"
+
+    def test_precision_and_libraries_are_told_and_not_judged(self, launched: dict[str, Any]) -> None:
+        claims = launched["default"]["log"]
+        assert {claims[name]["verdict"] for name in ("float32 precision", "libraries")} == {"not applicable"}
+        assert "TF32 in cuBLAS" in claims["float32 precision"]["observed"]
+        assert claims["libraries"]["observed"].startswith("torch ")
 
     def test_the_first_level_of_threads_counts(self, launched: dict[str, Any]) -> None:
         assert failing(launched["list of threads"]["claims"]) == []
@@ -324,11 +349,11 @@ class TestHashSeed:
     SCRIPT = f"""
 import json, os, sys
 sys.path.insert(0, {ROOT!r})
-from f3rm_verify import seeding
-plan = seeding.SeedingPlan(enabled=ENABLED)
+from f3rm_verify import seeding, seeding_audit, seeding_plan
+plan = seeding_plan.SeedingPlan(enabled=ENABLED)
 seeding._set_environment(plan)
 heavy = sorted({{"numpy", "torch"}} & set(sys.modules))
-print(json.dumps([vars(seeding._observe_hash_seed(plan)), dict(os.environ), heavy]))
+print(json.dumps([vars(seeding_audit._observe_hash_seed(plan)), dict(os.environ), heavy]))
 """
 
     def claim(self, *, enabled: bool = True, **variables: str) -> tuple[dict[str, str], dict[str, str]]:

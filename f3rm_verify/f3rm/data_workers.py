@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from f3rm_verify.seeding import Claim, SeedingPlan
+from f3rm_verify.seeding_plan import Claim, SeedingPlan
 
 #: Seconds without a batch after which a worker is looked at: is it slow, or dead?
 _PATIENCE = 5.0

@@ -6,12 +6,10 @@ Everything here is called by all ranks alike: what is gathered waits for every r
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
@@ -19,7 +17,8 @@ import yaml
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.recorder import digest_tensors
 from f3rm_verify.run_dir import CONFIG, RANKS
-from f3rm_verify.seeding import Claim, SeedingPlan
+from f3rm_verify.seeding_audit import generator_digests
+from f3rm_verify.seeding_plan import Claim, SeedingPlan
 
 #: Values and repetitions of the probe of the all-reduce.
 _PROBE_VALUES, _PROBE_REPEATS = 2**16, 5
@@ -71,7 +70,7 @@ def observe_ranks_at_step_0(plan: SeedingPlan, pipeline: Any, world_size: int) -
             "seed": torch.initial_seed(),
             "weights": _weights(pipeline),
             "split": _split(pipeline.datamanager),
-            "generators": _generators(pipeline.device),
+            "generators": repr(generator_digests()),
             "sums": _repeated_sums(plan, pipeline.device),
         }
     )
@@ -113,18 +112,6 @@ def _split(datamanager: Any) -> str:
         names = getattr(getattr(datamanager, f"{split}_dataset", None), "image_filenames", None) or []
         state.update(repr([split, *map(str, names)]).encode())
     return state.hexdigest()
-
-
-def _generators(device: Any) -> str:
-    """A digest of the states of Python's, NumPy's and torch's generators; draws from none."""
-    states = [
-        repr(random.getstate()).encode(),
-        repr(np.random.get_state(legacy=False)["state"]["key"].tolist()).encode(),
-    ]
-    states.append(torch.get_rng_state().numpy().tobytes())
-    if torch.device(device).type == "cuda":
-        states.append(torch.cuda.get_rng_state(device).numpy().tobytes())
-    return hashlib.blake2b(b"".join(states), digest_size=16).hexdigest()
 
 
 def _repeated_sums(plan: SeedingPlan, device: Any) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from f3rm_verify import launch_variables
 from f3rm_verify.environment import describe_environment
+from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.cpu_ranks import prepare_launch
 from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
 from f3rm_verify.f3rm.lifeline import watch_launcher
@@ -26,10 +29,17 @@ from f3rm_verify.f3rm.ranks import (
     rank_directory,
     require_shared_gradients,
 )
-from f3rm_verify.f3rm.training_audit import observe_after_training, observe_at_step_0, seeded_construction
+from f3rm_verify.f3rm.training_audit import (
+    NondeterministicOperations,
+    end_if_strict,
+    observe_after_training,
+    observe_at_step_0,
+    seeded_construction,
+)
 from f3rm_verify.f3rm.training_facts import data_digests, encodings, implementation
 from f3rm_verify.recorder import Recorder, digest_tensors
-from f3rm_verify.seeding import Claim, SeedingPlan, apply_seeding
+from f3rm_verify.seeding import apply_seeding, tell_line, warning_line
+from f3rm_verify.seeding_plan import Claim, SeedingPlan
 
 
 @dataclass
@@ -47,6 +57,8 @@ class F3RMTrainerConfig(TrainerConfig):
     """Configure cuBLAS' workspace for determinism."""
     print_seed_info: bool = True
     """Print the seeding log."""
+    seed_strict: bool = False
+    """Stop before the first step where a claim of the seeding log does not hold."""
 
     def save_config(self) -> None:
         """Saves config.yml; nerfstudio does this last before it launches the ranks."""
@@ -67,6 +79,7 @@ class SeededTrainer:
         degrade_lpips_offline()
         self._plan = _plan(config, local_rank)
         self._seeding = apply_seeding(self._plan, say=CONSOLE.print)
+        self._operations = NondeterministicOperations()
         self._steps_done = 0
         self._world_size = world_size
         directory = rank_directory(config.get_base_dir(), self._plan.rank)
@@ -86,15 +99,17 @@ class SeededTrainer:
             }
         )
         self._recorder.write_seeding(self._seeding.to_dict())
+        end_if_strict(self._seeding, strict=config.seed_strict)
         super().__init__(config, local_rank, world_size)  # type: ignore[call-arg]
 
     def setup(self, *arguments: Any, **keywords: Any) -> None:
         """Sets the training up, and records what it starts from."""
-        with seeded_construction(self._plan):
+        with self._explained_failures(), seeded_construction(self._plan):
             super().setup(*arguments, **keywords)  # type: ignore[misc]
         require_shared_gradients(self.pipeline, self._world_size)
         ranks = observe_ranks_at_step_0(self._plan, self.pipeline, self._world_size)
         self._add_claims([*observe_at_step_0(self._plan, self.pipeline), *ranks])
+        end_if_strict(self._seeding, strict=self.config.seed_strict)
         if self._evaluates:
             check_render_budget(self.pipeline, self.base_dir, float(os.environ[launch_variables.RENDER_BUDGET]))
         self._recorder.update_manifest(
@@ -110,11 +125,12 @@ class SeededTrainer:
         """Trains; then writes the completion record and, where the launcher asked for it, metrics and renders."""
         first_step = self._start_step  # type: ignore[attr-defined]
         try:
-            super().train()  # type: ignore[misc]
+            with self._explained_failures():
+                super().train()  # type: ignore[misc]
         finally:
             self._flush()
         ranks = observe_ranks_after_training(self._plan, self.pipeline, self._world_size)
-        self._add_claims([*observe_after_training(self._plan), *ranks])
+        self._add_claims([*observe_after_training(self._plan, self._operations), *ranks])
         self._recorder.manifest["parameters"]["after"] = self._parameter_digest()
         wanted = self.config.max_num_iterations
         if self._steps_done == wanted:
@@ -155,7 +171,20 @@ class SeededTrainer:
         """Whether this process evaluates afterwards: the launcher asks for it, of rank 0."""
         return self._plan.rank == 0 and bool(os.environ.get(launch_variables.RENDER_BUDGET))
 
+    @contextmanager
+    def _explained_failures(self) -> Iterator[None]:
+        """Inside, an operation that torch refuses to do is noted in the seeding log before the training ends."""
+        try:
+            with self._operations.watched():
+                yield
+        except TrainingError:
+            self._add_claims(self._operations.claims(self._plan))
+            raise
+
     def _add_claims(self, claims: list[Claim]) -> None:
+        for claim in claims:
+            if claim.verdict == "fails":
+                tell_line(self._seeding, warning_line(claim), say=CONSOLE.print)
         self._seeding.entries.extend(claims)
         self._recorder.write_seeding(self._seeding.to_dict())
 

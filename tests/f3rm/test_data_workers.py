@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from f3rm_verify.scene import write_scene
-from f3rm_verify.seeding import SeedingPlan
+from f3rm_verify.seeding_plan import SeedingPlan
 
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 
