@@ -82,6 +82,9 @@ def run(
     control: Annotated[bool, typer.Option("--control", help="Also train with seed + 1, which must differ.")] = False,
     jobs: Annotated[int, typer.Option(help="How many trainings at a time.", min=1)] = 2,
     ns_train: Annotated[Path | None, typer.Option(help="The ns-train to call; else this environment's.")] = None,
+    fresh_features: Annotated[
+        bool, typer.Option("--fresh-features", help="Both runs extract their features, instead of sharing a cache.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop where a claim of the seeding does not hold.")] = False,
     stall_timeout: Annotated[float, typer.Option(help="Seconds without a new step after which to stop.", min=1)] = 600,
     output_dir: Annotated[Path, typer.Option(help="Each run makes a fresh directory in here.")] = Path(
@@ -94,13 +97,20 @@ def run(
 ) -> None:
     """Train twice with one seed, compare everything, name the first difference."""
     from f3rm_verify import presets
-    from f3rm_verify.ns_train import TrainingRequest, find_ns_train, refuse_owned_options
+    from f3rm_verify.ns_train import TrainingRequest, find_ns_train, method_provider, refuse_owned_options
 
     arguments: tuple[str, ...] = context.meta[_REST]
     refuse_owned_options(arguments)
-    small = (preset or (Preset.small if data is None and method == "f3rm" else Preset.full)) is Preset.small
-    _refuse_nonsense(data, method, small, {"stall-timeout": stall_timeout, "render-budget": render_budget}, json_file)
+    _refuse_nonsense(data, method, {"stall-timeout": stall_timeout, "render-budget": render_budget}, json_file)
     ns_train = find_ns_train(ns_train)
+    provider = method_provider(ns_train, method)
+    ours = method == "f3rm" and provider is None
+    if preset is Preset.small and not ours:
+        raise UsageError(
+            f"--preset small is a size of f3rm-verify's own f3rm; shrink {provider or 'nerfstudio'}'s {method} by "
+            "options after --."
+        )
+    small = (preset or (Preset.small if data is None and ours else Preset.full)) is Preset.small
     output = _fresh_directory(output_dir)
     request = TrainingRequest(
         seed=seed,
@@ -119,17 +129,14 @@ def run(
         jobs=jobs,
     )
     sides = {"reference": seed, "candidate": seed} | {f"candidate-{i}": seed for i in range(2, runs)}
-    _verify(request, sides | ({"control": (seed + 1) % 2**32} if control else {}), json_file)
+    sides |= {"control": (seed + 1) % 2**32} if control else {}
+    _verify(request, sides, json_file, foreign=provider is not None, fresh=fresh_features)
 
 
-def _refuse_nonsense(
-    data: Path | None, method: str, small: bool, numbers: dict[str, float], json_file: Path | None
-) -> None:
+def _refuse_nonsense(data: Path | None, method: str, numbers: dict[str, float], json_file: Path | None) -> None:
     """Raises UsageError, before anything is written or trained, for what cannot work."""
     if not re.fullmatch(r"\w[\w.+-]*", method):
         raise UsageError(f"--method {method!r} is not a name that a method can have.")
-    if small and method != "f3rm":
-        raise UsageError("--preset small is a size of f3rm; shrink another method by options after --.")
     if data is not None and not data.exists():
         raise UsageError(f"--data {data} does not exist; give a dataset in a format that nerfstudio reads.")
     for name, value in numbers.items():
@@ -143,19 +150,25 @@ def _refuse_nonsense(
             raise UsageError(f"--json {json_file} cannot be written: {folder} takes no new files; name another file.")
 
 
-def _verify(request: TrainingRequest, sides: dict[str, int], json_file: Path | None) -> NoReturn:
+def _verify(
+    request: TrainingRequest, sides: dict[str, int], json_file: Path | None, *, foreign: bool, fresh: bool
+) -> NoReturn:
     """Trains, compares what the trainings left, also when they failed, and exits like the verdict."""
     from f3rm_verify.compare_runs import compare_runs
     from f3rm_verify.policy import RUN_POLICY
     from f3rm_verify.progress import progress_display
     from f3rm_verify.run_dir import RunDir
     from f3rm_verify.runner import run_trainings
+    from f3rm_verify.shared_data import shared_data
 
     console = _console()
     typer.echo(f"Training {request.method} {len(sides)} times, {request.iters} steps each, in {request.output}")
-    with progress_display(console) as watch:
+    with (
+        progress_display(console) as watch,
+        shared_data(request, sides, foreign=foreign, fresh=fresh, watch=watch) as (request, changed),
+    ):
         ended = run_trainings(request, sides, watch=watch)
-    trouble = _tell_trouble(ended)
+    trouble = [*_tell_trouble(ended), *changed]
     found = {training.side: RunDir(training.directory) for training in ended.trainings if training.directory}
     missing = [side for side in sides if side not in found and side != "reference"]
     reference, control = found.pop("reference", None), found.pop("control", None)

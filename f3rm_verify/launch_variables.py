@@ -17,5 +17,5 @@ RENDER_BUDGET = "F3RM_VERIFY_RENDER_BUDGET"
 SEEDING_SET = "F3RM_VERIFY_SEEDING_SET"
 #: Where this run keeps its features, so that both runs start from equal (empty) caches.
 FEATURE_CACHE = "F3RM_VERIFY_FEATURE_CACHE"
-#: Where a run that only prepares the data says so; it ends before anything is trained.
+#: The user's dataset, in a process that only makes the caches in a view of it; it ends before anything is trained.
 PREPARE = "F3RM_VERIFY_PREPARE"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from f3rm_verify import launch_variables
@@ -32,11 +34,26 @@ OWNED_OPTIONS: Mapping[str, str] = {
     "--vis": _ALWAYS,
 }
 EXPERIMENT = "verify"
+_FIND_PROVIDER = """
+import sys
+from importlib import metadata
+for distribution in metadata.distributions():
+    name = distribution.metadata["Name"]
+    for point in distribution.entry_points:
+        if point.group == "nerfstudio.method_configs" and point.name == sys.argv[1]:
+            if name not in ("nerfstudio", "f3rm-verify"):
+                print(name)
+                sys.exit()
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest:
-    """What to train. `output` is a fresh directory; `stall_timeout` is in seconds, `render_budget` in bytes."""
+    """What to train. `output` is a fresh directory; `stall_timeout` is in seconds, `render_budget` in bytes.
+
+    A side in `views` gets that view of the data. `prepares` is the user's dataset where only the caches in a view of it
+    are to be made.
+    """
 
     seed: int
     iters: int
@@ -48,6 +65,8 @@ class TrainingRequest:
     stall_timeout: float = 600.0
     render_budget: int = 4 * 2**30
     jobs: int = 2
+    views: Mapping[str, Path] = field(default_factory=dict)
+    prepares: Path | None = None
 
 
 def find_ns_train(given: Path | None = None) -> Path:
@@ -61,6 +80,39 @@ def find_ns_train(given: Path | None = None) -> Path:
     if found is None:
         raise UsageError('There is no ns-train in this environment; install it: pip install "f3rm-verify[train]".')
     return Path(found).absolute()
+
+
+def method_provider(ns_train: Path, method: str) -> str | None:
+    """The package that provides a method in the environment of `ns_train`, None for nerfstudio's methods and ours.
+
+    Asked of that environment's Python without importing anything of it; the names of entry points are believed.
+    """
+    own = [item.partition("=") for item in os.environ.get(launch_variables.METHODS, "").split(",")]
+    named = next((place for name, _, place in own if name == method), None)
+    if named is not None:
+        return named.partition(":")[0].partition(".")[0]
+    interpreter = _interpreter(ns_train)
+    if interpreter is None:
+        return None
+    try:
+        done = subprocess.run(
+            [interpreter, "-c", _FIND_PROVIDER, method], capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _interpreter(program: Path) -> str | None:
+    """The Python that a console script names in its first lines."""
+    try:
+        with program.open("rb") as file:
+            head = file.read(1024).decode("utf8", "replace")
+    except OSError:
+        return None
+    # Where the path is too long for the first line, it stands in a line that the shell and Python read differently.
+    found = re.match(r"#!\s*(\S*python\S*)|#!/bin/sh\n'{3}exec' \"?([^\"\s]+)", head)
+    return found and (found[1] or found[2])
 
 
 def refuse_owned_options(arguments: Sequence[str]) -> None:
@@ -98,13 +150,14 @@ def command(request: TrainingRequest, *, side: str, seed: int) -> list[str]:
         *("--output-dir", str(request.output)),
         *("--experiment-name", EXPERIMENT),
         *("--timestamp", side),
-        *("--data", str(request.data)),
+        *("--data", str(request.views.get(side, request.data))),
         *("--machine.seed", str(seed)),
         *("--max-num-iterations", str(request.iters)),
         *("--vis", "tensorboard"),
         *("--logging.steps-per-log", "1"),
         *("--logging.local-writer.enable", "False"),
         *request.ns_train_args,
+        *(("--machine.num-devices", "1") if request.prepares else ()),
     ]
 
 
@@ -135,6 +188,8 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             "COLUMNS": "120",
         }
     )
+    if request.prepares is not None:
+        child[launch_variables.PREPARE] = str(request.prepares)
     # Two trainings side by side slow each other down many times over while their waiting threads spin. This changes
     # how threads wait, not how many there are: that number is part of the experiment and stays the user's.
     child.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -103,7 +103,7 @@ def run_trainings(
     afterwards.
     """
     logs = request.output / "logs"
-    logs.mkdir(parents=True)
+    logs.mkdir(parents=True, exist_ok=True)
     trainings = [Training(side=side, seed=seed, log=logs / f"{side}.log") for side, seed in sides.items()]
     with stop_signals() as stop, _lifeline() as lifeline:
         try:

@@ -98,10 +98,13 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
     ("ns_train",): ("errors", "launch_variables", "seeding_plan"),
     ("runner",): ("errors", "f3rm.lifeline", "launch_variables", "ns_train", "processes", "run_dir", "training_log"),
     ("progress",): ("runner",),
+    ("dataset_view",): ("errors", "recorder"),
+    ("shared_data",): ("dataset_view", "errors", "ns_train", "runner", "training_log"),
     ("f3rm.entry_point",): ("f3rm.f3rm_config",),
     ("f3rm",): (),
     ("f3rm.lifeline",): ("launch_variables",),
     ("f3rm.*",): (
+        "dataset_view",
         "environment",
         "errors",
         "f3rm.*",

@@ -42,7 +42,7 @@ def evaluate(pipeline: Any, run: Path, *, progress: Callable[[int, int], object]
     pipeline.eval()
     for index, (camera, batch) in enumerate(loader):
         name = f"eval_{index:04d}"
-        outputs = model.get_outputs_for_camera(camera=camera)
+        outputs = _outputs(model, camera)
         images[name] = {
             key: float(value) for key, value in model.get_image_metrics_and_images(outputs, batch)[0].items()
         }
@@ -58,6 +58,13 @@ def evaluate(pipeline: Any, run: Path, *, progress: Callable[[int, int], object]
     names = sorted({key for metrics in images.values() for key in metrics})
     mean = {key: math.fsum(metrics[key] for metrics in images.values()) / len(images) for key in names}
     return {"split": split, "images": images, "mean": mean, "unavailable": unavailable}
+
+
+def _outputs(model: Any, camera: Any) -> Any:
+    """What the model puts out for a camera, or for its rays, which is what loaders gave before nerfstudio 1.0."""
+    if hasattr(model, "get_outputs_for_camera"):
+        return model.get_outputs_for_camera(camera=camera)
+    return model.get_outputs_for_camera_ray_bundle(camera)
 
 
 def _is_image(value: Any) -> bool:

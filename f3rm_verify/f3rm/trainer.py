@@ -20,6 +20,7 @@ from f3rm_verify.environment import describe_environment
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.cpu_ranks import prepare_launch
 from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
+from f3rm_verify.f3rm.foreign_data import allow_paths_in_caches, only_prepares, prepare_data
 from f3rm_verify.f3rm.lifeline import watch_launcher
 from f3rm_verify.f3rm.lpips import degrade_lpips_offline
 from f3rm_verify.f3rm.ranks import (
@@ -77,6 +78,7 @@ class SeededTrainer:
     def __init__(self, config: Any, local_rank: int = 0, world_size: int = 1) -> None:
         watch_launcher()
         degrade_lpips_offline()
+        allow_paths_in_caches()
         self._plan = _plan(config, local_rank)
         self._seeding = apply_seeding(self._plan, say=CONSOLE.print)
         self._operations = NondeterministicOperations()
@@ -104,6 +106,8 @@ class SeededTrainer:
 
     def setup(self, *arguments: Any, **keywords: Any) -> None:
         """Sets the training up, and records what it starts from."""
+        if only_prepares():
+            self._prepare()
         with self._explained_failures(), seeded_construction(self._plan):
             super().setup(*arguments, **keywords)  # type: ignore[misc]
         require_shared_gradients(self.pipeline, self._world_size)
@@ -120,6 +124,13 @@ class SeededTrainer:
                 "lpips": getattr(getattr(self.pipeline.model, "lpips", None), "unavailable_because", None),
             }
         )
+
+    def _prepare(self) -> None:
+        """Makes the data manager's caches, and ends the process."""
+        prepare_data(self.config, self.device)  # type: ignore[attr-defined]
+        self._recorder.complete(first_step=0, steps=0)
+        self._recorder.status("done")
+        raise SystemExit(0)
 
     def train(self) -> None:
         """Trains; then writes the completion record and, where the launcher asked for it, metrics and renders."""

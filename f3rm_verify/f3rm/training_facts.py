@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from f3rm_verify.recorder import digest_files
+from f3rm_verify.recorder import digest_files, digest_tensors
 
 
 def implementation(config: Any) -> dict[str, str]:
@@ -48,5 +48,14 @@ def data_digests(datamanager: Any) -> dict[str, Any]:
     return {
         "folder": str(data),
         "files": digests,
-        "features": None if features is None else {"digest": features.digest, "source": features.source},
+        "features": _foreign_features(datamanager)
+        if features is None
+        else {"digest": features.digest, "source": features.source},
     }
+
+
+def _foreign_features(datamanager: Any) -> dict[str, str] | None:
+    """The features of upstream F3RM's data manager, which holds them as tensors of one split each."""
+    tensors = {name: getattr(datamanager, name, None) for name in ("train_features", "eval_features")}
+    found = [(name, value) for name, value in tensors.items() if isinstance(value, torch.Tensor)]
+    return {"digest": digest_tensors(found), "source": "the data manager's own"} if found else None

@@ -46,20 +46,29 @@ def verdict_word(result: Result) -> str:
 def conditions_line(result: Result) -> str:
     """What was compared: "2 runs x 1000 steps, seed 42, f3rm, 2 threads, cpu"; where sides differ, both values."""
     runs = f"{result.pairs + 1} run{'s' if result.pairs else ''}"
-    seed, method, implementation, ranks, threads, device = (
-        _values(result, key) for key in ("seed", "method", "implementation", "ranks", "threads", "device")
+    seed, method, ranks, threads, device = (
+        _values(result, key) for key in ("seed", "method", "ranks", "threads", "device")
     )
-    if method and implementation and implementation != method:
-        method = f"{method} ({implementation})"
+    foreign = _foreign_model(result)
+    if method and foreign:
+        method = f"{method} ({foreign})"
     parts = (
         runs if result.steps is None else f"{runs} x {result.steps} step{'' if result.steps == 1 else 's'}",
         seed and f"seed {seed}",
-        method or implementation,
+        method,
         ranks not in ("", "1") and f"{ranks} ranks",
         threads and f"{threads} thread{'' if threads == '1' else 's'}",
         device,
     )
     return ", ".join(part for part in parts if part)
+
+
+def _foreign_model(result: Result) -> str:
+    """The class of the model, where it is neither nerfstudio's nor ours: which code of that name was it?"""
+    tables = [run.get("implementation") for _, run in _sides(result)]
+    models = [_word(table.get("model")) for table in tables if isinstance(table, Mapping)]
+    foreign = [model for model in models if model and model.partition(".")[0] not in ("nerfstudio", "f3rm_verify")]
+    return " / ".join(dict.fromkeys(foreign))
 
 
 def divergence_line(first: FirstDivergence) -> str:
