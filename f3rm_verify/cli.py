@@ -71,12 +71,17 @@ class _KeepsTheRest(TyperCommand):
 )
 def run(
     context: typer.Context,
-    seed: Annotated[int, typer.Option(help="Seed of every run.", min=0, max=2**32 - 1)] = 42,
-    iters: Annotated[int, typer.Option(help="Training steps of every run.", min=1)] = 1000,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every run.", min=0, max=2**32 - 1, show_default="42")
+    ] = None,
+    iters: Annotated[int | None, typer.Option(help="Training steps of every run.", min=1, show_default="1000")] = None,
     data: Annotated[Path | None, typer.Option(help="Dataset; without it, the built-in scene.")] = None,
-    method: Annotated[str, typer.Option(help="Any method that nerfstudio knows.")] = "f3rm",
+    method: Annotated[str | None, typer.Option(help="Any method that nerfstudio knows.", show_default="f3rm")] = None,
+    load_config: Annotated[
+        Path | None, typer.Option(help="A saved config.yml to train; gives defaults for the four options above.")
+    ] = None,
     preset: Annotated[
-        Preset | None, typer.Option(help="Size of f3rm: small is the default for the built-in scene, else full.")
+        Preset | None, typer.Option(help="Size of our own f3rm: small by default for the built-in scene, else full.")
     ] = None,
     runs: Annotated[int, typer.Option(help="How many runs; all are compared with the first.", min=2)] = 2,
     control: Annotated[bool, typer.Option("--control", help="Also train with seed + 1, which must differ.")] = False,
@@ -98,13 +103,25 @@ def run(
     """Train twice with one seed, compare everything, name the first difference."""
     from f3rm_verify import presets
     from f3rm_verify.ns_train import TrainingRequest, find_ns_train, method_provider, refuse_owned_options
+    from f3rm_verify.saved_config import read_saved_config
 
     arguments: tuple[str, ...] = context.meta[_REST]
     refuse_owned_options(arguments)
+    saved = None if load_config is None else read_saved_config(load_config)
+    if saved is not None:
+        if method not in (None, saved.method):
+            raise UsageError(f"--method {method} is not that of --load-config, {saved.method}; leave one of them out.")
+        method, data = saved.method, data or saved.existing_data()
+    seed = (saved.seed if saved else 42) if seed is None else seed
+    iters, method = iters or (saved.iters if saved else 1000), method or "f3rm"
     _refuse_nonsense(data, method, {"stall-timeout": stall_timeout, "render-budget": render_budget}, json_file)
     ns_train = find_ns_train(ns_train)
-    provider = method_provider(ns_train, method)
-    ours = method == "f3rm" and provider is None
+    provider = method_provider(ns_train, method) if saved is None else saved.foreign_provider
+    ours = method == "f3rm" and provider is None and saved is None
+    if preset is not None and saved is not None:
+        raise UsageError(
+            "--preset cannot be given with --load-config, which has its size; change it by options after --."
+        )
     if preset is Preset.small and not ours:
         raise UsageError(
             f"--preset small is a size of f3rm-verify's own f3rm; shrink {provider or 'nerfstudio'}'s {method} by "
@@ -127,6 +144,7 @@ def run(
         stall_timeout=stall_timeout,
         render_budget=int(render_budget * 2**30),
         jobs=jobs,
+        load_config=None if load_config is None else load_config.resolve(),
     )
     sides = {"reference": seed, "candidate": seed} | {f"candidate-{i}": seed for i in range(2, runs)}
     sides |= {"control": (seed + 1) % 2**32} if control else {}
@@ -189,10 +207,13 @@ def _verify(
 
 def _tell_trouble(ended: Trainings) -> list[str]:
     """Says why the trainings ended early, with the last log lines of the one that failed; the same as sentences."""
-    from f3rm_verify.training_log import last_lines
+    from f3rm_verify.training_log import last_lines, told_reason
 
     failed = ended.failed
     if failed is not None and failed.failure is not None:
+        if told_reason(failed.log) is not None:  # the failure says it
+            _say(f"{failed.failure} Its log is {failed.log}.")
+            return [failed.failure]
         _say(f"{failed.failure}\nThe end of its log, {failed.log}:\n{last_lines(failed.log)}")
         return [failed.failure]
     if ended.interruption is not None:
@@ -239,11 +260,11 @@ def seeding(
         raise UsageError('There is no torch in this environment to seed; install it: pip install "f3rm-verify[train]".')
     log = apply_seeding(SeedingPlan(base_seed=seed, print_info=False), say=typer.echo)
     code = int(bool(log.failing))
+    render_seeding(log.to_dict(), _console())
     if json_file is not None:
         head = {"schema_version": 1, "tool": {"name": PROGRAM, "version": __version__}}
         verdict = {"verdict": "fails" if code else "holds", "exit_code": code}
         _write_log(json_file, {**head, **verdict, **log.to_dict()})
-    render_seeding(log.to_dict(), _console())
     raise typer.Exit(code)
 
 

@@ -183,7 +183,7 @@ def _compare_rank(
     }
     nodes = {artefact: node for artefact, node in found.items() if artefact in wanted}
     required = [artefact for artefact in nodes if artefact in asked or (policy.required is None and not only)]
-    outcome, reasons = _judge(reference, candidate, nodes, required)
+    outcome, reasons = _judge(reference, candidate, nodes, required, rank=rank)
     first = None
     if outcome is Outcome.DIVERGED:
         conditions = [node for artefact, node in found.items() if artefact in CONDITIONS]
@@ -216,7 +216,7 @@ def _compare(
 
 
 def _judge(
-    reference: RunFacts, candidate: RunFacts, nodes: Mapping[str, Difference], required: Sequence[str]
+    reference: RunFacts, candidate: RunFacts, nodes: Mapping[str, Difference], required: Sequence[str], *, rank: int
 ) -> tuple[Outcome, tuple[str, ...]]:
     """The outcome of one pair, and why it is not better.
 
@@ -224,7 +224,7 @@ def _judge(
     a difference where nothing else was asked for.
     """
     only_conditions = set(required) <= set(CONDITIONS)
-    doubts = _doubts(reference, candidate)
+    doubts = _doubts(reference, candidate, rank)
     different = [name for name in required if nodes[name].verdict is Verdict.DIFFERENT]
     judged = [name for name in different if only_conditions or name not in CONDITIONS]
     if judged:
@@ -244,12 +244,14 @@ def _judge(
     return (Outcome.REPRODUCIBLE if exact else Outcome.WITHIN_TOLERANCE), ()
 
 
-def _doubts(reference: RunFacts, candidate: RunFacts) -> list[str]:
+def _doubts(reference: RunFacts, candidate: RunFacts, rank: int) -> list[str]:
     """Why even equal evidence would say nothing."""
     one_run = is_one_run(reference, candidate)
     reasons = [] if one_run is None else [one_run]
     for side, facts in (("reference", reference), ("candidate", candidate)):
         reasons += [f"the {side} {why}" for why in (facts.incomplete, facts.untrained) if why is not None]
+        # Evidence of one rank in the place of another would be compared with its like, and always be equal.
+        reasons += [f"the {side} is evidence of rank {facts.rank}"] if rank and facts.rank != rank else []
     if reference.steps != candidate.steps and reference.incomplete is None and candidate.incomplete is None:
         reasons.append(f"the reference did {reference.steps} steps, the candidate {candidate.steps}")
     return reasons

@@ -21,7 +21,7 @@ _OWN = "use f3rm-verify's own {} before the --"
 OWNED_OPTIONS: Mapping[str, str] = {
     "--data": _OWN.format("--data"),
     "--experiment-name": _ALWAYS,
-    "--load-config": "it replaces the whole configuration, the trainer that records the evidence included",
+    "--load-config": _OWN.format("--load-config"),
     "--logging.relative-log-dir": _ALWAYS,
     "--logging.steps-per-log": _ALWAYS,
     "--machine.seed": _OWN.format("--seed"),
@@ -34,25 +34,24 @@ OWNED_OPTIONS: Mapping[str, str] = {
     "--vis": _ALWAYS,
 }
 EXPERIMENT = "verify"
-_FIND_PROVIDER = """
+#: Prints the packages that register a method. The working directory's own are not there for ns-train either.
+_FIND_PROVIDERS = """
 import sys
+sys.path[:] = filter(None, sys.path)
 from importlib import metadata
-for distribution in metadata.distributions():
-    name = distribution.metadata["Name"]
-    for point in distribution.entry_points:
-        if point.group == "nerfstudio.method_configs" and point.name == sys.argv[1]:
-            if name not in ("nerfstudio", "f3rm-verify"):
-                print(name)
-                sys.exit()
+for point in metadata.entry_points(group="nerfstudio.method_configs"):
+    if point.name == sys.argv[1]:
+        print(point.module.partition(".")[0])
 """
+_KNOWN_PROVIDERS = ("f3rm_verify", "nerfstudio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest:
     """What to train. `output` is a fresh directory; `stall_timeout` is in seconds, `render_budget` in bytes.
 
-    A side in `views` gets that view of the data. `prepares` is the user's dataset where only the caches in a view of it
-    are to be made.
+    `load_config` is a saved configuration to train, instead of the method's own. A side in `views` gets that view of
+    the data. `prepares` is the user's dataset where only the caches in a view of it are to be made.
     """
 
     seed: int
@@ -65,6 +64,7 @@ class TrainingRequest:
     stall_timeout: float = 600.0
     render_budget: int = 4 * 2**30
     jobs: int = 2
+    load_config: Path | None = None
     views: Mapping[str, Path] = field(default_factory=dict)
     prepares: Path | None = None
 
@@ -87,32 +87,30 @@ def method_provider(ns_train: Path, method: str) -> str | None:
 
     Asked of that environment's Python without importing anything of it; the names of entry points are believed.
     """
-    own = [item.partition("=") for item in os.environ.get(launch_variables.METHODS, "").split(",")]
-    named = next((place for name, _, place in own if name == method), None)
-    if named is not None:
-        return named.partition(":")[0].partition(".")[0]
-    interpreter = _interpreter(ns_train)
-    if interpreter is None:
-        return None
+    named = [item.partition("=") for item in os.environ.get(launch_variables.METHODS, "").split(",")]
+    providers = [re.split("[.:]", place)[0] for name, _, place in named if name == method]
+    if not providers:
+        providers = _ask([_interpreter(ns_train), "-c", _FIND_PROVIDERS, method]).split()
+    return next((provider for provider in providers if provider not in _KNOWN_PROVIDERS), None)
+
+
+def _ask(command: list[str]) -> str:
     try:
-        done = subprocess.run(
-            [interpreter, "-c", _FIND_PROVIDER, method], capture_output=True, text=True, check=True, timeout=60
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+        return ""
 
 
-def _interpreter(program: Path) -> str | None:
-    """The Python that a console script names in its first lines."""
+def _interpreter(program: Path) -> str:
+    """The Python that a console script runs with: what its first lines name, else what lies beside it."""
     try:
         with program.open("rb") as file:
             head = file.read(1024).decode("utf8", "replace")
     except OSError:
-        return None
+        head = ""
     # Where the path is too long for the first line, it stands in a line that the shell and Python read differently.
-    found = re.match(r"#!\s*(\S*python\S*)|#!/bin/sh\n'{3}exec' \"?([^\"\s]+)", head)
-    return found and (found[1] or found[2])
+    found = re.match(r"#!\s*(/\S*python\S*)|#!/bin/sh\n'{3}exec' \"?([^\"\n]*python[^\"\s]*)", head)
+    return (found[1] or found[2]) if found else str(program.resolve().parent / "python")
 
 
 def refuse_owned_options(arguments: Sequence[str]) -> None:
@@ -188,6 +186,9 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             "COLUMNS": "120",
         }
     )
+    child.pop(launch_variables.LOAD_CONFIG, None)
+    if request.load_config is not None:
+        child[launch_variables.LOAD_CONFIG] = str(request.load_config)
     if request.prepares is not None:
         child[launch_variables.PREPARE] = str(request.prepares)
     # Two trainings side by side slow each other down many times over while their waiting threads spin. This changes

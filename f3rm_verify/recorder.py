@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from f3rm_verify import __version__, launch_variables
 from f3rm_verify.files import replacing
+from f3rm_verify.memory import peak_rss_bytes
 from f3rm_verify.run_dir import EVIDENCE_VERSION, MANIFEST, METRICS, SEEDING, STATUS
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ class Recorder:
         self._run = run
         self._status_due = 0.0
         self._phase = ""
+        self._unwritten: dict[str, Any] | None = None
+        self._status_lock = threading.Lock()
         self.manifest: dict[str, Any] = {
             "schema_version": EVIDENCE_VERSION,
             "tool_version": __version__,
@@ -55,18 +60,31 @@ class Recorder:
     def status(self, phase: str, *, step: int | None = None, steps: int = 0, loss: float | None = None) -> bool:
         """Says where the training is, for whoever watches: at most a few times a second, and when the phase changes.
 
-        `step` is the number of the last finished step, from 0. Says whether it was time to write. A status that cannot
-        be written (a full disk) does not end the training; the evidence that follows will.
+        `step` is the number of the last finished step, from 0. Says whether it was time to write. What was held back is
+        written a little later where nothing follows it, so that a training that hangs is seen at its last step. A
+        status that cannot be written (a full disk) does not end the training; the evidence that follows will.
         """
         now = time.monotonic()
+        with self._status_lock:
+            waiting = self._unwritten is not None
+            self._unwritten = {"phase": phase, "step": step, "steps": steps, "loss": loss}
         if phase == self._phase and now < self._status_due:
+            if not waiting:
+                late = threading.Timer(2 * _STATUS_INTERVAL, self.flush_status)
+                late.daemon = True
+                late.start()
             return False
         self._status_due, self._phase = now + _STATUS_INTERVAL, phase
-        try:
-            write_json(self._run / STATUS, {"phase": phase, "step": step, "steps": steps, "loss": loss})
-        except OSError:
-            pass
+        self.flush_status()
         return True
+
+    def flush_status(self) -> None:
+        """Writes the last status, where that was held back."""
+        with self._status_lock:
+            status, self._unwritten = self._unwritten, None
+            if status is not None:
+                with suppress(OSError):
+                    write_json(self._run / STATUS, {**status, "peak_rss_bytes": peak_rss_bytes()})
 
     def complete(self, *, first_step: int, steps: int) -> None:
         """Writes the completion record: the training ended by itself after `steps` steps, as counted."""

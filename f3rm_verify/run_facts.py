@@ -52,9 +52,11 @@ class RunFacts:
             "ranks": self.ranks,
             "threads": self.threads,
             "device": self.device,
+            "load_config": _text(_mapping(self.manifest.get("load_config")).get("path")),
             "started_from": self.started_from,
             "steps": self.steps,
             "completed": self.incomplete is None,
+            "peak_rss_bytes": _count(_mapping(self.manifest.get("memory")).get("peak_rss_bytes")),
         }
 
 

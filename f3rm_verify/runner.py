@@ -2,6 +2,11 @@
 
 Every training runs in a process group of its own. It ends when the launcher ends it, or when the launcher's end of a
 pipe closes (`lifeline`), so that no worker outlives a launcher that was killed.
+
+Of several ranks, each waits at every step until all have brought their gradients. One that hangs, or fails in a way
+that nobody notices, so leaves the others waiting in that step, up to half an hour before torch gives up. Hence the
+stall time-out, and the last step of each: where they differ, the lowest is at fault; where they are the same, the step
+after it is where one of them hangs, and the waiting look no different from it.
 """
 
 from __future__ import annotations
@@ -21,10 +26,11 @@ from typing import Any
 from f3rm_verify import launch_variables
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.lifeline import lifeline_value
+from f3rm_verify.memory import REMEDY, in_words
 from f3rm_verify.ns_train import EXPERIMENT, TrainingRequest, command, environment
 from f3rm_verify.processes import ask_groups_to_end, end_group, has_ended, stop_signals
 from f3rm_verify.run_dir import CONFIG, MANIFEST, RANKS, STATUS
-from f3rm_verify.training_log import last_lines
+from f3rm_verify.training_log import broken_rank, last_lines, told_reason
 
 #: What nerfstudio prints when it goes on with the stock method because ours could not be loaded.
 _FALLBACK = "Could not load methods from environment variable"
@@ -105,6 +111,8 @@ def run_trainings(
     logs = request.output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     trainings = [Training(side=side, seed=seed, log=logs / f"{side}.log") for side, seed in sides.items()]
+    for training in trainings:
+        training.log.touch(exist_ok=False)  # nothing is trained over another run
     with stop_signals() as stop, _lifeline() as lifeline:
         try:
             while not stop and _is_going(trainings):
@@ -127,7 +135,7 @@ def _is_going(trainings: Sequence[Training]) -> bool:
 
 def _interruption(number: signal.Signals, trainings: Sequence[Training]) -> str:
     who = "SIGINT (Ctrl-C)" if number is signal.SIGINT else number.name
-    sides = ", ".join(f"the {training.side} {training.where}" for training in trainings)
+    sides = ", ".join(f"the {training.side} {_aside(training)}" for training in trainings)
     return f"The trainings were stopped by {who}: {sides}."
 
 
@@ -183,19 +191,45 @@ def _observe_one(request: TrainingRequest, training: Training) -> None:
     if ended:
         code = _end(training)
         if training.directory is None:
+            told = told_reason(training.log)
+            if told is not None:
+                raise TrainingError(f"The {training.side} training cannot begin: {told}")
             raise TrainingError(
                 f"The {training.side} training ended before it began ({_exit(code)}). "
                 f"The end of its log, {training.log}:\n{last_lines(training.log)}"
             )
         if code != 0:
-            training.failure = f"The {training.side} training failed {training.where} ({_exit(code)})."
+            training.failure = f"The {training.side} training failed {_how(training, code)}.{_why(training, code)}"
         elif not _completed(training.directory):
-            training.failure = f"The {training.side} training ended {training.where}, without completing."
+            training.failure = f"The {training.side} training ended {_aside(training)}, without completing."
     elif not time.monotonic() - training.changed <= request.stall_timeout:
         training.failure = (
             f"The {training.side} training made no step for {request.stall_timeout:g} s ({training.where}) and was "
             "stopped; --stall-timeout sets how long to wait."
         )
+
+
+def _aside(training: Training) -> str:
+    """Where it is, as a part of a sentence."""
+    return f"({training.where})" if training.other_ranks else training.where
+
+
+def _how(training: Training, code: int | None) -> str:
+    """Where it failed and with which exit code; of several ranks, also which of them ended first."""
+    if not training.other_ranks:
+        return f"{training.where} ({_exit(code)})"
+    rank = broken_rank(training.log)
+    return f"{'' if rank is None else f'in rank {rank} '}({training.where}; {_exit(code)})"
+
+
+def _why(training: Training, code: int | None) -> str:
+    """A space and sentences, where it is known why it failed: it said so itself, or was killed from outside."""
+    told = told_reason(training.log)
+    if told is None and (code == -signal.SIGKILL or "with signal SIGKILL" in last_lines(training.log)):
+        assert training.directory is not None
+        peak = _read_object(training.directory / STATUS).get("peak_rss_bytes")
+        told = f"The system kills like this where memory runs out{in_words(peak)}. {REMEDY}"
+    return "" if told is None else f" {told}"
 
 
 def _exit(code: int | None) -> str:

@@ -13,7 +13,14 @@ from collections.abc import Callable
 
 from f3rm_verify import launch_variables
 from f3rm_verify.seeding_audit import observe_seeding
-from f3rm_verify.seeding_plan import CUBLAS_WORKSPACE_VARIABLE, Claim, SeedingLog, SeedingPlan, child_environment
+from f3rm_verify.seeding_plan import (
+    CUBLAS_WORKSPACE_VARIABLE,
+    Claim,
+    SeedingLog,
+    SeedingPlan,
+    child_environment,
+    variables_of,
+)
 
 
 def apply_seeding(plan: SeedingPlan, *, say: Callable[[str], None]) -> SeedingLog:
@@ -28,6 +35,8 @@ def apply_seeding(plan: SeedingPlan, *, say: Callable[[str], None]) -> SeedingLo
     def tell(line: str) -> None:
         tell_line(log, line, say=say)
 
+    for name in _take_back(plan):
+        tell(f"{name} was set by f3rm-verify, and is not wanted by this configuration: it is taken out again.")
     if not plan.enabled:
         tell("Comprehensive seeding is off: only nerfstudio's own seeds are set.")
         log.entries = observe_seeding(plan)
@@ -65,14 +74,22 @@ def _showable(line: str) -> str:
     return line.encode(encoding, "ignore").decode(encoding).strip()
 
 
-def _set_environment(plan: SeedingPlan) -> None:
-    """For child processes, and for libraries that read these late; this process's own hash seed is fixed already.
+def _take_back(plan: SeedingPlan) -> list[str]:
+    """Takes out of the environment what the launcher set for the seeding and the plan does not want; their names.
 
-    The launcher knows the plan only from the command line: what it set and the configuration does not want goes.
+    The launcher knows the plan only from the command line, not from the configuration. The hash seed stays: taking the
+    variable away would only hide that it is fixed.
     """
     set_by_launcher = os.environ.get(launch_variables.SEEDING_SET, "").split(",")
-    if not plan.cublas_workspace and CUBLAS_WORKSPACE_VARIABLE in set_by_launcher:
-        os.environ.pop(CUBLAS_WORKSPACE_VARIABLE, None)
+    unwanted = {CUBLAS_WORKSPACE_VARIABLE, "TCNN_SEED"} - variables_of(plan).keys()
+    taken = [name for name in set_by_launcher if name in unwanted and name in os.environ]
+    for name in taken:
+        del os.environ[name]
+    return taken
+
+
+def _set_environment(plan: SeedingPlan) -> None:
+    """For child processes, and for libraries that read these late; this process's own hash seed is fixed already."""
     os.environ.update(child_environment(plan, os.environ))
 
 

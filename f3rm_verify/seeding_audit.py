@@ -12,6 +12,7 @@ import random
 import re
 import subprocess
 import sys
+from importlib import metadata
 from typing import Any
 
 from f3rm_verify.seeding_plan import CUBLAS_WORKSPACE_VARIABLE, Claim, SeedingPlan, variables_of
@@ -41,10 +42,12 @@ def generator_digests() -> dict[str, str]:
     import numpy as np
     import torch
 
-    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state: Any = np.random.get_state()
+    _, key, *others = numpy_state
     states = {
         "python": repr(random.getstate()).encode(),
-        "numpy": repr((numpy_state["state"]["key"].tolist(), numpy_state["state"]["pos"])).encode(),
+        # Among the others is the second one of a pair of normal numbers, where only the first was drawn.
+        "numpy": repr((key.tolist(), others)).encode(),
         "torch": torch.get_rng_state().numpy().tobytes(),
     }
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -96,12 +99,11 @@ def _observe_generators(plan: SeedingPlan) -> list[Claim]:
         ),
     }
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        cuda_copy = torch.Generator(f"cuda:{device}")
-        cuda_copy.set_state(torch.cuda.get_rng_state(device))
+        # Its state is a seed and an offset, so it says all; drawing would cost every rank memory on every GPU.
         fresh = torch.Generator(f"cuda:{device}").manual_seed(seed)
         streams[f"torch CUDA generator {device}"] = (
-            torch.rand(4, generator=cuda_copy, device=f"cuda:{device}").tolist(),
-            torch.rand(4, generator=fresh, device=f"cuda:{device}").tolist(),
+            torch.cuda.get_rng_state(device).tolist(),
+            fresh.get_state().tolist(),
         )
     claims = []
     for name, (drawn, expected) in streams.items():
@@ -109,8 +111,8 @@ def _observe_generators(plan: SeedingPlan) -> list[Claim]:
         claims.append(
             _claim(
                 name,
-                f"the stream of seed {seed}",
-                f"the stream of seed {seed}" if fine else "another stream",
+                f"stream of seed {seed}",
+                f"stream of seed {seed}" if fine else "another stream",
                 holds=fine,
                 remedy="Something drew from this generator after it was seeded; seed later, or find what drew.",
             )
@@ -119,7 +121,7 @@ def _observe_generators(plan: SeedingPlan) -> list[Claim]:
         claims.append(
             Claim(
                 claim="torch CUDA generators",
-                asked=f"the stream of seed {seed}",
+                asked=f"stream of seed {seed}",
                 set="nothing",
                 observed="no CUDA device",
                 verdict="not applicable",
@@ -131,11 +133,14 @@ def _observe_generators(plan: SeedingPlan) -> list[Claim]:
 def _observe_hash_seed(plan: SeedingPlan) -> Claim:
     """Hashes a string here and in a fresh interpreter with the hash seed that the environment names by now."""
     name = "PYTHONHASHSEED"
-    wanted = os.environ.get(name) or variables_of(plan).get(name)
-    if wanted is None:
-        observed = "random: the order of sets of strings differs from run to run"
-        return _not_asked(name, observed)
-    if _fresh_hash(wanted) == str(hash(_HASH_PROBE)):
+    given = os.environ.get(name)
+    wanted = given or str(plan.base_seed % 2**32)
+    in_effect = _fresh_hash(wanted) == str(hash(_HASH_PROBE))
+    if not plan.enabled:
+        at_random = "random: the order of sets of strings differs from run to run"
+        fixed = f"{given}: fixed by the environment, although seeding is off"
+        return _not_asked(name, fixed if given and in_effect else at_random)
+    if in_effect:
         return _claim(name, wanted, wanted, remedy="")
     value = wanted if wanted.isdigit() else str(plan.base_seed % 2**32)
     return _claim(
@@ -168,7 +173,8 @@ def _observe_tcnn_seed(plan: SeedingPlan) -> Claim:
         claim="TCNN_SEED",
         asked=str(plan.base_seed) if plan.enabled else "nothing",
         set=os.environ.get("TCNN_SEED", "nothing"),
-        observed="nothing reads this variable; the trainer gives the seed to tiny-cuda-nn's constructors",
+        observed="nothing reads this variable"
+        + ("; the trainer gives the seed to tiny-cuda-nn's constructors" if plan.enabled else ""),
         verdict="not applicable",
     )
 
@@ -252,18 +258,20 @@ def _observe_threads() -> Claim:
 
 def _float32_precision() -> str:
     """How exact float32 products are: TF32 keeps 10 of 23 bits, on GPUs that have it."""
-    import torch
+    from torch import backends
 
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    override = os.environ.get("NVIDIA_TF32_OVERRIDE") or "not set"
-    return (
-        f"matmul {torch.get_float32_matmul_precision()}; TF32 in cuBLAS {_on(cuda.allow_tf32)}, "
-        f"in cuDNN {_on(cudnn.allow_tf32)}; NVIDIA_TF32_OVERRIDE {override}"
-    )
-
-
-def _on(flag: bool) -> str:
-    return "on" if flag else "off"
+    try:
+        modes = {
+            "cuBLAS": backends.cuda.matmul.fp32_precision,
+            "cuDNN": backends.cudnn.conv.fp32_precision,
+            "oneDNN": backends.mkldnn.matmul.fp32_precision,
+        }
+    except AttributeError:
+        # Before torch 2.9. Since then the old names must not be read: they raise where the new ones were set.
+        allowed = {"cuBLAS": backends.cuda.matmul.allow_tf32, "cuDNN": backends.cudnn.allow_tf32}
+        modes = {name: "tf32" if allows else "none" for name, allows in allowed.items()}
+    shown = [f"{name} {'full' if mode == 'none' else mode}" for name, mode in modes.items()]
+    return f"{', '.join(shown)}; NVIDIA_TF32_OVERRIDE {os.environ.get('NVIDIA_TF32_OVERRIDE') or 'not set'}"
 
 
 def _libraries() -> str:
@@ -275,7 +283,20 @@ def _libraries() -> str:
     found += [f"{name} {os.environ[name]}" for name in ("MKL_CBWR", "ONEDNN_DEFAULT_FPMATH_MODE") if name in os.environ]
     if not torch.cuda.is_available():
         return ", ".join([f"torch {torch.__version__}", *found, "no CUDA device"])
-    versions = {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+    versions = {"CUDA": torch.version.cuda, "cuBLAS": _cublas(), "cuDNN": torch.backends.cudnn.version()}
     if torch.distributed.is_available() and torch.distributed.is_nccl_available():
         versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     return ", ".join([f"torch {torch.__version__}", *found, *(f"{name} {value}" for name, value in versions.items())])
+
+
+def _cublas() -> str:
+    """The version of the package that torch takes cuBLAS from; its name ends with CUDA's version in some."""
+    versions = (_version(f"nvidia-cublas{cuda}") for cuda in ("", "-cu13", "-cu12", "-cu11"))
+    return next(filter(None, versions), "of the system")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

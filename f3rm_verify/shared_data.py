@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from f3rm_verify.dataset_view import changes, listing, make_view, seal
+from f3rm_verify.dataset_view import changes, folder_of, listing, make_view, seal
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.ns_train import TrainingRequest
 from f3rm_verify.runner import Training, run_trainings
@@ -29,38 +29,39 @@ def shared_data(
     them, made once beforehand; with `fresh`, each has a view of its own without any. Other methods get the dataset
     itself. Raises TrainingError where the caches cannot be made.
     """
-    before = listing(request.data)
+    skip = _output_in(request)
+    before = listing(request.data, skip=skip)
     folder = request.output / "data"
-    sealed: Mapping[str, str] = {}
-    if foreign and fresh:
-        views = {side: make_view(request.data, folder / side) for side in sides}
-    elif foreign:
-        views = dict.fromkeys(sides, make_view(request.data, folder))
-        sealed = _prepare(request, views, seed=next(iter(sides.values())), watch=watch)
-    else:
-        views = {}
     trouble: list[str] = []
-    yield dataclasses.replace(request, views=views), trouble
-    trouble += changes(f"The dataset {request.data}", before, listing(request.data))
     if foreign and not fresh:
-        trouble += changes("The feature caches of both runs", sealed, seal(_folder(views)))
+        view = make_view(request.data, folder, skip=skip)
+        sealed = _prepare(request, view, seed=next(iter(sides.values())), watch=watch)
+        yield dataclasses.replace(request, views=dict.fromkeys(sides, view)), trouble
+        trouble += changes(f"The prepared view of the dataset, {view},", sealed, seal(folder_of(view)))
+    else:
+        # Numbers, so that all paths are equally long.
+        folders = {side: folder / f"{number:03}" for number, side in enumerate(sides)} if foreign else {}
+        views = {side: make_view(request.data, own, skip=skip) for side, own in folders.items()}
+        yield dataclasses.replace(request, views=views), trouble
+    trouble += changes(f"The dataset {request.data}", before, listing(request.data, skip=skip))
 
 
-def _prepare(request: TrainingRequest, views: Mapping[str, Path], *, seed: int, watch: Watch) -> Mapping[str, str]:
-    """Has the caches made in the view that all sides share; their digests by name."""
-    preparing = dataclasses.replace(request, views={PREPARE: next(iter(views.values()))}, prepares=request.data)
+def _output_in(request: TrainingRequest) -> Path:
+    """What to leave out where this program writes into the dataset's own folder: all that it ever put there."""
+    parent = request.output.parent
+    return request.output if parent == folder_of(request.data).resolve() else parent
+
+
+def _prepare(request: TrainingRequest, view: Path, *, seed: int, watch: Watch) -> Mapping[str, str]:
+    """Has the caches made in the view that all sides share; the digests of what is then in it."""
+    preparing = dataclasses.replace(request, views={PREPARE: view}, prepares=request.data)
     ended = run_trainings(preparing, {PREPARE: seed}, watch=watch)
     if ended.interruption is not None:
         raise KeyboardInterrupt
     failed = ended.failed
     if failed is not None:
         raise TrainingError(
-            f"The features of {request.data} could not be made: {failed.failure} "
-            f"The end of its log, {failed.log}:\n{last_lines(failed.log)}"
+            f"What {request.method} needs besides the images of {request.data} cannot be made, so nothing was trained. "
+            f"{failed.failure} The last line of its log, {failed.log}: {last_lines(failed.log, count=1).strip()}"
         )
-    return seal(_folder(views))
-
-
-def _folder(views: Mapping[str, Path]) -> Path:
-    view = next(iter(views.values()))
-    return view if view.is_dir() else view.parent
+    return seal(folder_of(view))

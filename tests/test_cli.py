@@ -106,7 +106,7 @@ import contextlib, io, json, sys
 sys.path.insert(0, {str(ROOT.parent)!r})
 from f3rm_verify import cli
 seen = {{}}
-for words in ("--help", "run --help", "diff --help", "scene --help"):
+for words in ("--help", "run --help", "diff --help", "scene --help", "seeding --help"):
     sys.argv = ["f3rm-verify", *words.split()]
     with contextlib.redirect_stdout(io.StringIO()) as output:
         try:
@@ -119,7 +119,7 @@ print(json.dumps(seen))
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
-    @pytest.mark.parametrize("words", ["--help", "run --help", "diff --help", "scene --help"])
+    @pytest.mark.parametrize("words", ["--help", "run --help", "diff --help", "scene --help", "seeding --help"])
     def test_it_imports_nothing_heavy(self, seen: dict[str, Any], words: str) -> None:
         code, text, heavy = seen[words]
         assert code == 0
@@ -172,6 +172,8 @@ class TestUsage:
             (["diff", "file", "file"], "file"),
             (["diff", ".", "."], "run directory"),
             (["diff", "a", "b", "--only", "everything"], "--only"),
+            (["seeding", "--seed", "-1"], "--seed"),
+            (["seeding", "more"], "more"),
         ],
     )
     def test_a_mistake_gives_one_sentence_and_writes_nothing(
@@ -462,7 +464,14 @@ class TestSeeding:
     def audit(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         pytest.importorskip("torch")
         kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHASHSEED", "TCNN_SEED")}
-        command = [sys.executable, "-c", "from f3rm_verify.cli import main; main()", "seeding", *arguments]
+        # It must not need nerfstudio. torch's compiler is told of determinism, too: seconds that change nothing here.
+        script = (
+            "import sys, types; config = types.ModuleType('config'); compiler = types.ModuleType('compiler');"
+            "compiler.config = config; sys.modules['nerfstudio'] = None;"
+            "sys.modules['torch._inductor'], sys.modules['torch._inductor.config'] = compiler, config;"
+            "from f3rm_verify.cli import main; main()"
+        )
+        command = [sys.executable, "-c", script, "seeding", *arguments]
         return subprocess.run(command, env={**kept, **variables}, capture_output=True, text=True, check=False)
 
     def test_a_hash_seed_in_the_environment_makes_all_claims_hold(self, tmp_path: Path) -> None:
@@ -480,3 +489,17 @@ class TestSeeding:
         assert "Start with PYTHONHASHSEED=42" in done.stdout
         log = json.loads((tmp_path / "log.json").read_text("utf8"))
         assert [entry["claim"] for entry in log["entries"] if entry["verdict"] == "fails"] == ["PYTHONHASHSEED"]
+
+    def test_a_file_that_cannot_be_written_hides_no_verdict(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        done = self.audit("--json", str(tmp_path / "file" / "log.json"), PYTHONHASHSEED="42")
+        assert done.returncode == 2
+        assert done.stdout.startswith("HOLDS")
+        assert done.stderr.count("\n") == 1
+        assert f"--json {tmp_path}/file/log.json cannot be written" in done.stderr
+
+    def test_without_torch_there_is_nothing_to_seed(self, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("f3rm_verify.cli.find_spec", lambda _: None)
+        done = command("seeding")
+        assert done.code == 2
+        assert "no torch in this environment" in done.sentence

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fake_runs import LOSS, STEPS, FakeRun, artefacts, claim, compare_fakes, leaves, plain_run, run_of_ranks
 
+from f3rm_verify.compare_runs import compare_runs
 from f3rm_verify.difference import Outcome
 from f3rm_verify.policy import DIFF_POLICY, RUN_POLICY, Policy
 from f3rm_verify.run_dir import RANKS, RunDir
@@ -103,6 +104,26 @@ def test_a_rank_that_is_a_copy_is_one_run(tmp_path: Path) -> None:
     assert any(reason.startswith("rank 1: both sides have the run id") for reason in result.reasons)
 
 
+@pytest.mark.parametrize("policy", [RUN_POLICY, DIFF_POLICY])
+def test_a_rank_in_the_place_of_another_is_no_pass(tmp_path: Path, policy: Policy) -> None:
+    sides = run_of_ranks(), run_of_ranks()
+    for side in sides:
+        side.ranks[2] = copy.deepcopy(side.ranks[1])
+    result = compare_fakes(tmp_path, *sides, policy=policy)
+    assert result.outcome is Outcome.INCONCLUSIVE
+    assert set(result.reasons) >= {f"rank 2: the {side} is evidence of rank 1" for side in ("reference", "candidate")}
+
+
+def test_a_rank_that_is_a_file_is_no_pass(tmp_path: Path) -> None:
+    sides = [run_of_ranks(1).write(tmp_path / name) for name in ("reference", "candidate")]
+    for side in sides:
+        (side.path / RANKS).mkdir()
+        (side.path / RANKS / "1").write_text("?", "utf8")
+    result = compare_runs(sides[0], {"candidate": sides[1]}, policy=DIFF_POLICY)
+    assert result.outcome is Outcome.INCONCLUSIVE
+    assert any(reason.startswith("rank 1: ") for reason in result.reasons)
+
+
 def test_failing_claims_of_every_rank_are_in_the_report(tmp_path: Path) -> None:
     sides = run_of_ranks(2), run_of_ranks(2)
     for side in sides:
@@ -140,8 +161,6 @@ def test_a_rank_outside_of_the_run_is_not_read(tmp_path: Path) -> None:
     for side in sides:
         (side.path / RANKS).mkdir()
         (side.path / RANKS / "1").symlink_to(elsewhere.path)
-    from f3rm_verify.compare_runs import compare_runs
-
     result = compare_runs(
         RunDir(sides[0].path), {"candidate": RunDir(sides[1].path)}, policy=DIFF_POLICY, only=["curves"]
     )

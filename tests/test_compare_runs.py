@@ -115,9 +115,11 @@ class TestReproducible:
             "ranks": 1,
             "threads": 2,
             "device": "cpu",
+            "load_config": None,
             "started_from": None,
             "steps": STEPS,
             "completed": True,
+            "peak_rss_bytes": None,
         }
         assert (result.candidate["seed"], result.candidate["threads"], result.candidate["run_id"]) == (42, None, None)
         assert result.seeding["reference"][0] == claim("PYTHONHASHSEED", "42")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import os
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,39 @@ class TestStatus:
         assert recorder.status("training", step=0, steps=9, loss=0.5) is True
         now[0] += 0.1
         assert recorder.status("training", step=1, steps=9, loss=0.4) is False
-        assert read(tmp_path, STATUS) == {"phase": "training", "step": 0, "steps": 9, "loss": 0.5}
+        status = read(tmp_path, STATUS)
+        assert 10 * 2**20 < status.pop("peak_rss_bytes") < 100 * 2**30
+        assert status == {"phase": "training", "step": 0, "steps": 9, "loss": 0.5}
         now[0] += 0.5
         assert recorder.status("training", step=2, steps=9, loss=float("nan")) is True
         assert read(tmp_path, STATUS)["step"] == 2
         assert recorder.status("done", step=2, steps=9) is True
+
+    def test_the_last_of_a_training_that_hangs_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_STATUS_INTERVAL", 0.2)
+        recorder = Recorder(tmp_path)
+        steps = [recorder.status("training", step=step, steps=9) for step in range(7)]
+        assert steps == [True, *[False] * 6]
+        deadline = time.monotonic() + 20
+        while read(tmp_path, STATUS)["step"] != 6 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert read(tmp_path, STATUS)["step"] == 6
+
+    def test_what_was_held_back_can_be_had_at_once_and_never_replaces_what_came_after(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recorder = Recorder(tmp_path)
+        monkeypatch.setattr(module.threading.Timer, "start", lambda _: None)
+        recorder.status("training", step=0)
+        assert recorder.status("training", step=1) is False
+        recorder.flush_status()
+        assert read(tmp_path, STATUS)["step"] == 1
+        assert recorder.status("training", step=2) is False
+        recorder.status("done", step=2)
+        recorder.flush_status()
+        assert read(tmp_path, STATUS)["phase"] == "done"
 
     def test_one_that_cannot_be_written_ends_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "verify").write_text("a file where the folder should be")

@@ -257,3 +257,13 @@ def test_no_manifest_is_too_strange(tmp_path: Path, changes: dict[str, Any]) -> 
     assert all(isinstance(described[key], (int, type(None))) for key in ("seed", "rank", "threads", "steps"))
     if {"schema_version", "completion", "parameters"} & changes.keys():
         assert found.incomplete is not None or found.untrained is not None or changes.get("schema_version") == 1
+
+
+def test_a_saved_configuration_and_the_peak_memory_are_described(facts: Make) -> None:
+    def loaded(run: FakeRun) -> None:
+        run.manifest.update(load_config={"path": "old.yml", "digest": "0"}, memory={"peak_rss_bytes": 2**31})
+
+    described = facts(loaded).describe()
+    assert (described["load_config"], described["peak_rss_bytes"]) == ("old.yml", 2**31)
+    strange = facts(lambda run: run.manifest.update(load_config="old.yml", memory={"peak_rss_bytes": -1})).describe()
+    assert (strange["load_config"], strange["peak_rss_bytes"]) == (None, None)

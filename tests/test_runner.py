@@ -594,6 +594,36 @@ time.sleep(60)
     assert "(rank 0 after step 1, rank 1 after step 1, rank 2 after step 0)" in failed.failure
 
 
+#: What torch says in the end of a rank that failed, and of one that was killed.
+ENDS = {
+    "raised": "ProcessRaisedException: \n\n-- Process 1 terminated with the following error:\nTraceback ...",
+    "killed": "torch.multiprocessing.spawn.ProcessExitedException: process 1 terminated with signal SIGKILL",
+}
+
+
+@pytest.mark.parametrize(("end", "who"), [("raised", "in rank 1 "), ("killed", "in rank 1 "), ("unknown", "")])
+def test_a_rank_that_fails_is_named_with_the_last_step_of_each(tmp_path: Path, end: str, who: str) -> None:
+    body = f"""
+run = begin()
+run.step()
+status = {{"phase": "training", "step": 3, "steps": run.iters, "loss": None}}
+run.write_json("verify/ranks/1/verify/status.json", status)
+print({ENDS.get(end, "something else")!r}, flush=True)
+sys.exit(1)
+"""
+    failed = train(tmp_path, body, {"reference": 42}, iters=10).failed
+    assert failed is not None and failed.failure is not None
+    expected = f"The reference training failed {who}(rank 0 after step 0, rank 1 after step 3; exit code 1)."
+    assert failed.failure.startswith(expected)
+
+
+def test_a_process_of_another_kind_is_no_rank(tmp_path: Path) -> None:
+    body = f"begin().step()\nprint({ENDS['killed']!r}, flush=True)\nsys.exit(1)"
+    failed = train(tmp_path, body, {"reference": 42}, iters=10).failed
+    assert failed is not None and failed.failure is not None
+    assert failed.failure.startswith("The reference training failed after step 0 (exit code 1).")
+
+
 def test_a_rank_that_gets_on_is_no_stall(tmp_path: Path) -> None:
     body = """
 run = begin()

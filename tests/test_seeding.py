@@ -122,6 +122,7 @@ started_with["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 scenario("workspace of the user", cublas_workspace=False)
 started_with["F3RM_VERIFY_SEEDING_SET"] = "TCNN_SEED,CUBLAS_WORKSPACE_CONFIG"
 scenario("workspace of the launcher", cublas_workspace=False)
+scenario("off in the configuration", enabled=False)
 del started_with["F3RM_VERIFY_SEEDING_SET"]
 scenario("silent", print_info=False)
 scenario("off", enabled=False)
@@ -132,6 +133,24 @@ scenario("switched off", lambda: torch.use_deterministic_algorithms(False))
 scenario("benchmark", lambda: setattr(torch.backends.cudnn, "benchmark", True))
 scenario("not filled", lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False))
 torch.utils.deterministic.fill_uninitialized_memory = True
+# The old names of these settings must not be read any more then.
+torch.backends.cuda.matmul.allow_tf32 = True
+scenario("TF32")
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+started_with["NVIDIA_TF32_OVERRIDE"] = "0"
+scenario("TF32 by the new names")
+del started_with["NVIDIA_TF32_OVERRIDE"]
+
+# One normal number of a pair, then the other: only what is kept of the pair changes.
+pairs = []
+np.random.seed(1)
+for _ in range(3):
+    pairs.append(seeding_audit.generator_digests())
+    np.random.randn()
+found["pairs"] = pairs
 scenario("set too late", lambda: os.environ.update(PYTHONHASHSEED="5"))
 executable, sys.executable = sys.executable, "/nowhere/python"
 scenario("no interpreter")
@@ -301,11 +320,34 @@ class TestLaunched:
         assert launched["workspace of the user"]["environment"][name] == ":4096:8"
         assert launched["workspace of the launcher"]["environment"][name] is None
         assert launched["workspace of the launcher"]["environment"]["TCNN_SEED"] == "42"
+        assert launched["workspace of the launcher"]["lines"][0].startswith(f"{name} was set by f3rm-verify")
+        assert launched["workspace of the user"]["lines"] == GUIDE_LINES
+
+    def test_seeding_that_only_the_configuration_switches_off_leaves_the_hash_seed_and_says_so(
+        self, launched: dict[str, Any]
+    ) -> None:
+        seen = launched["off in the configuration"]
+        left = {name: value for name, value in seen["environment"].items() if value is not None}
+        assert left == {"PYTHONHASHSEED": "42", "OMP_NUM_THREADS": "2"}
+        assert [line.split()[0] for line in seen["lines"]] == ["TCNN_SEED", "CUBLAS_WORKSPACE_CONFIG", "Comprehensive"]
+        claim = seen["log"]["PYTHONHASHSEED"]
+        assert (claim["asked"], claim["verdict"]) == ("nothing", "not applicable")
+        assert claim["observed"] == "42: fixed by the environment, although seeding is off"
+
+    def test_the_state_of_a_generator_is_all_of_it(self, launched: dict[str, Any]) -> None:
+        numpy = [digests.pop("numpy") for digests in launched["pairs"]]
+        assert len(set(numpy)) == 3
+        assert launched["pairs"][0] == launched["pairs"][2]
 
     def test_precision_and_libraries_are_told_and_not_judged(self, launched: dict[str, Any]) -> None:
         claims = launched["default"]["log"]
         assert {claims[name]["verdict"] for name in ("float32 precision", "libraries")} == {"not applicable"}
-        assert "TF32 in cuBLAS" in claims["float32 precision"]["observed"]
+        assert claims["float32 precision"]["observed"].startswith("cuBLAS full, cuDNN tf32")
+        assert claims["float32 precision"]["observed"].endswith("NVIDIA_TF32_OVERRIDE not set")
+        told = launched["TF32"]["log"]["float32 precision"]["observed"]
+        assert told.startswith("cuBLAS tf32, ")
+        told = launched["TF32 by the new names"]["log"]["float32 precision"]["observed"]
+        assert told.startswith("cuBLAS tf32, ") and told.endswith("NVIDIA_TF32_OVERRIDE 0")
         assert claims["libraries"]["observed"].startswith("torch ")
 
     def test_the_first_level_of_threads_counts(self, launched: dict[str, Any]) -> None:
@@ -389,4 +431,6 @@ print(json.dumps([vars(seeding_audit._observe_hash_seed(plan)), dict(os.environ)
         assert (claim["verdict"], claim["asked"]) == ("not applicable", "nothing")
         assert claim["observed"].startswith("random")
         assert "PYTHONHASHSEED" not in environment
-        assert self.claim(enabled=False, PYTHONHASHSEED="0")[0]["verdict"] == "holds"
+        claim, _ = self.claim(enabled=False, PYTHONHASHSEED="0")
+        assert (claim["verdict"], claim["observed"][:8]) == ("not applicable", "0: fixed")
+        assert self.claim(enabled=False, PYTHONHASHSEED="random")[0]["observed"].startswith("random")

@@ -49,8 +49,10 @@ def prepare_launch(config: Any) -> None:
             "it is made from uses torch's DistributedDataParallel, so the ranks would not share their gradients. "
             "Train it with --machine.num-devices 1."
         )
-    launcher: Any = sys.modules["nerfstudio.scripts.train"]
-    launcher._distributed_worker = train_rank
+    for name in ("nerfstudio.scripts.train", "__main__"):  # ns-train, and python -m nerfstudio.scripts.train
+        launcher: Any = sys.modules.get(name)
+        if hasattr(launcher, "_distributed_worker"):
+            launcher._distributed_worker = train_rank
 
 
 def _end(sentence: str) -> None:

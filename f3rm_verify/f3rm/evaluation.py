@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nerfstudio.cameras.rays import RayBundle
 
 from f3rm_verify.render_store import check_disk_budget, estimate_bytes, write_outputs
 from f3rm_verify.run_dir import RENDERS
@@ -40,9 +41,9 @@ def evaluate(pipeline: Any, run: Path, *, progress: Callable[[int, int], object]
         return {"split": split, "images": {}, "mean": {}, "unavailable": {"*": reason}}
     images: dict[str, dict[str, float]] = {}
     pipeline.eval()
-    for index, (camera, batch) in enumerate(loader):
+    for index, (view, batch) in enumerate(loader):
         name = f"eval_{index:04d}"
-        outputs = _outputs(model, camera)
+        outputs = _outputs(model, view)
         images[name] = {
             key: float(value) for key, value in model.get_image_metrics_and_images(outputs, batch)[0].items()
         }
@@ -60,11 +61,11 @@ def evaluate(pipeline: Any, run: Path, *, progress: Callable[[int, int], object]
     return {"split": split, "images": images, "mean": mean, "unavailable": unavailable}
 
 
-def _outputs(model: Any, camera: Any) -> Any:
-    """What the model puts out for a camera, or for its rays, which is what loaders gave before nerfstudio 1.0."""
-    if hasattr(model, "get_outputs_for_camera"):
-        return model.get_outputs_for_camera(camera=camera)
-    return model.get_outputs_for_camera_ray_bundle(camera)
+def _outputs(model: Any, view: Any) -> Any:
+    """What the model puts out for an image, of which loaders give the rays before nerfstudio 1.0, then the camera."""
+    if isinstance(view, RayBundle):
+        return model.get_outputs_for_camera_ray_bundle(view)
+    return model.get_outputs_for_camera(camera=view)
 
 
 def _is_image(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from f3rm_verify import launch_variables
-from f3rm_verify.dataset_view import CACHES
+from f3rm_verify.dataset_view import CACHES, folder_of
 
 
 def allow_paths_in_caches() -> None:
@@ -30,20 +30,27 @@ def only_prepares() -> bool:
 
 
 def prepare_data(config: Any, device: Any) -> None:
-    """Takes over the caches of the user's dataset, then has the data manager make those that are missing."""
-    view = Path(config.pipeline.datamanager.data)
-    adopt_caches(Path(os.environ[launch_variables.PREPARE]), view if view.is_dir() else view.parent)
-    config.pipeline.datamanager.setup(device=device, test_mode="val", world_size=1, local_rank=0)
+    """Takes over the caches of the user's dataset, then has the data manager make those that are missing.
+
+    A pipeline without a data manager of its own keeps no cache that is known here.
+    """
+    datamanager = getattr(config.pipeline, "datamanager", None)
+    if datamanager is None:
+        return
+    adopt_caches(folder_of(Path(os.environ[launch_variables.PREPARE])), folder_of(Path(datamanager.data)))
+    datamanager.setup(device=device, test_mode="val", world_size=1, local_rank=0)
 
 
 def adopt_caches(dataset: Path, view: Path) -> None:
     """Writes each cache of the dataset into its view, as made under the view's paths.
 
-    A cache that cannot be read, or whose images are not those of the dataset, is left out, and so extracted anew.
+    A cache that cannot be read, or that was made for images in another folder, is left out: its own data manager would
+    not use it either.
     """
     for path in sorted(dataset.glob(CACHES)):
         try:
-            cache = torch.load(path, map_location="cpu", weights_only=True)
+            # As its own data manager loads it: what is trusted is torch's, or the user's, default.
+            cache = torch.load(path, map_location="cpu")
             images = [_in_view(Path(name), dataset, view) for name in cache["image_fnames"]]
         except Exception as error:
             print(f"f3rm-verify: the cache {path} is not used ({type(error).__name__}: {error}).", flush=True)
@@ -52,9 +59,11 @@ def adopt_caches(dataset: Path, view: Path) -> None:
 
 
 def _in_view(image: Path, dataset: Path, view: Path) -> Path:
-    """The place in the view of an image of the dataset, however its path began. Raises LookupError for another's."""
-    for start in range(len(image.parts)):
-        relative = Path(*image.parts[start:])
-        if not relative.is_absolute() and (dataset / relative).is_file():
-            return view / relative
-    raise LookupError(f"{image} is no image of this dataset")
+    """The path in the view of an image of the dataset, whatever that is called. Raises ValueError for another's.
+
+    The part below the dataset stays as it is: the data manager compares it letter by letter.
+    """
+    for parent in image.parents:
+        if parent.exists() and parent.samefile(dataset):
+            return view / image.relative_to(parent)
+    raise ValueError(f"{image} is not in {dataset}")

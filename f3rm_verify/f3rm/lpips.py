@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import nn
+
+_NAME = "LearnedPerceptualImagePatchSimilarity"
 
 
 class UnavailableMetric(nn.Module):
@@ -28,7 +31,7 @@ def degrade_lpips_offline() -> None:
     """
     import torchmetrics.image.lpip as module
 
-    original = module.LearnedPerceptualImagePatchSimilarity
+    original = getattr(module, _NAME)
     if getattr(original, "degrades_offline", False):
         return
 
@@ -46,4 +49,7 @@ def degrade_lpips_offline() -> None:
             torch.set_rng_state(state)
 
     build.degrades_offline = True  # type: ignore[attr-defined]
-    module.LearnedPerceptualImagePatchSimilarity = build
+    # nerfstudio 0.3 imports the class when it starts, so its modules hold it by name already.
+    for holder in list(sys.modules.values()):
+        if getattr(holder, "__dict__", {}).get(_NAME) is original:
+            setattr(holder, _NAME, build)

@@ -51,14 +51,38 @@ class RankCurves:
 
 
 def require_shared_gradients(pipeline: Any, world_size: int) -> None:
-    """Raises TrainingError where ranks train side by side without averaging their gradients."""
-    parts = [pipeline, getattr(pipeline, "_model", None), getattr(pipeline, "model", None)]
-    modules = [module for part in parts if isinstance(part, torch.nn.Module) for module in part.modules()]
-    if world_size > 1 and not any(isinstance(module, torch.nn.parallel.DistributedDataParallel) for module in modules):
+    """Raises TrainingError where ranks train the model, or a part of it, without averaging their gradients."""
+    if world_size == 1:
+        return
+    parts = [part for part in (pipeline, getattr(pipeline, "_model", None)) if isinstance(part, torch.nn.Module)]
+    wrappers = [m for part in parts for m in part.modules() if isinstance(m, torch.nn.parallel.DistributedDataParallel)]
+    shared = {id(value) for wrapper in wrappers for value in wrapper.parameters()}
+    trained = [(name, value) for name, value in pipeline.model.named_parameters() if value.requires_grad]
+    alone = [name for name, value in trained if id(value) not in shared]
+    if alone:
+        what = "its model" if len(alone) == len(trained) else alone[0]
         raise TrainingError(
-            f"{type(pipeline).__name__} does not share gradients between the {world_size} ranks: it wraps no model in "
+            f"{type(pipeline).__name__} does not share gradients between the {world_size} ranks: {what} is not in "
             "torch's DistributedDataParallel. Train with --machine.num-devices 1."
         )
+
+
+class FirstBatch:
+    """A digest of the first batch that a data manager hands out; it draws nothing and changes nothing."""
+
+    def __init__(self, datamanager: Any) -> None:
+        self.digest = "none"
+        self._datamanager, self._next = datamanager, datamanager.next_train
+        # On the instance, where it hides the method of the class until the first batch is there.
+        datamanager.next_train = self
+
+    def __call__(self, step: int) -> Any:
+        """The data manager's `next_train`, once."""
+        del self._datamanager.next_train
+        rays, batch = self._next(step)
+        tensors = sorted((key, value) for key, value in batch.items() if isinstance(value, torch.Tensor))
+        self.digest = digest_tensors(tensors)
+        return rays, batch
 
 
 def observe_ranks_at_step_0(plan: SeedingPlan, pipeline: Any, world_size: int) -> list[Claim]:
@@ -83,11 +107,17 @@ def observe_ranks_at_step_0(plan: SeedingPlan, pipeline: Any, world_size: int) -
     ]
 
 
-def observe_ranks_after_training(plan: SeedingPlan, pipeline: Any, world_size: int) -> list[Claim]:
-    """The claim about several ranks that can be seen after the last step; none for one rank."""
+def observe_ranks_after_training(
+    plan: SeedingPlan, pipeline: Any, world_size: int, first_batch: FirstBatch
+) -> list[Claim]:
+    """The claims about several ranks that can be seen after the last step; none for one rank."""
     if world_size == 1:
         return []
-    return [_equal("weights on all ranks, after training", "equal", _gather(_weights(pipeline)), plan)]
+    facts = _gather({"batch": first_batch.digest, "weights": _weights(pipeline)})
+    return [
+        _distinct("first batches of the ranks", [rank["batch"] for rank in facts], plan),
+        _equal("weights on all ranks, after training", "equal", [rank["weights"] for rank in facts], plan),
+    ]
 
 
 def _gather(value: Any) -> list[Any]:
@@ -115,16 +145,21 @@ def _split(datamanager: Any) -> str:
 
 
 def _repeated_sums(plan: SeedingPlan, device: Any) -> list[str]:
-    """Digests of sums over all ranks of the same values, whose magnitudes differ so much that their order shows."""
-    generator = torch.Generator().manual_seed(plan.seed % 2**63)
-    values = torch.randn(_PROBE_VALUES, generator=generator)
-    values = (values * torch.exp2(torch.randint(-20, 20, (_PROBE_VALUES,), generator=generator))).to(device)
+    """Digests of sums over all ranks of the same values."""
+    values = _probe_values(plan).to(device)
     digests = []
     for _ in range(_PROBE_REPEATS):
         total = values.clone()
         dist.all_reduce(total)
         digests.append(digest_tensors([("sum", total)]))
     return digests
+
+
+def _probe_values(plan: SeedingPlan) -> torch.Tensor:
+    """What a rank adds: values whose magnitudes differ so much that the order of the ranks shows in the sum."""
+    generator = torch.Generator().manual_seed(plan.seed % 2**63)
+    values = torch.randn(_PROBE_VALUES, generator=generator)
+    return values * torch.exp2(torch.randint(-20, 20, (_PROBE_VALUES,), generator=generator))
 
 
 def _seeds(plan: SeedingPlan, seeds: Sequence[int]) -> Claim:

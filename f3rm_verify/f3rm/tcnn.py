@@ -67,11 +67,12 @@ def _seed_claim(plan: SeedingPlan, seeds: dict[str, Any]) -> Claim:
     asked = plan.base_seed % _SEEDS
     others = [f"{name} has {seed}" for name, seed in seeds.items() if seed != asked]
     found = ", ".join(str(seed) for seed in dict.fromkeys(seeds.values()))
+    count = "1 module" if len(seeds) == 1 else f"{len(seeds)} modules"
     return Claim(
         claim="seed of the tiny-cuda-nn modules",
         asked=str(asked) if plan.enabled else "nothing",
         set=str(asked) if plan.enabled else "nothing",
-        observed=f"{found} in {len(seeds)} modules" if not (plan.enabled and others) else ", ".join(others),
+        observed=", ".join(others) if plan.enabled and others else f"{found} in {count}",
         verdict="not applicable" if not plan.enabled else "fails" if others else "holds",
         remedy="Build these modules in the model's constructor, and give them no seed of their own."
         if plan.enabled and others
@@ -80,14 +81,24 @@ def _seed_claim(plan: SeedingPlan, seeds: dict[str, Any]) -> Claim:
 
 
 def _backward_claim(plan: SeedingPlan, modules: dict[str, Any]) -> Claim:
-    """Its hash grid's backward adds with atomics and raises no alert (tiny-cuda-nn's issue 343)."""
-    on_gpu = any(parameter.is_cuda for module in modules.values() for parameter in module.parameters())
+    """A grid's backward adds with atomics, raises no alert, and no option changes that (tiny-cuda-nn's issue 343)."""
+    grids = [name for name, module in modules.items() if _is_grid(module)]
+    on_gpu = [name for name in grids if any(parameter.is_cuda for parameter in modules[name].parameters())]
     asked = plan.enabled and plan.deterministic_algorithms
+    elsewhere = "on the CPU: not tiny-cuda-nn's own kernels" if grids else "without a grid: no atomics"
     return Claim(
         claim="tiny-cuda-nn's backward",
         asked="deterministic" if asked else "nothing",
         set="nothing: it has no such option",
-        observed="adds floats with atomics, in any order" if on_gpu else "on the CPU: not tiny-cuda-nn's own kernels",
+        observed=f"adds floats with atomics, in any order, in {', '.join(on_gpu)}" if on_gpu else elsewhere,
         verdict="fails" if asked and on_gpu else "not applicable",
-        remedy="Train with --pipeline.model.implementation torch." if asked and on_gpu else "",
+        remedy="Train with --pipeline.model.implementation torch where the model has it; a module that is built "
+        "straight on tinycudann cannot be made deterministic."
+        if asked and on_gpu
+        else "",
     )
+
+
+def _is_grid(module: Any) -> bool:
+    """Whether a module encodes by a grid, alone or in a composition; tiny-cuda-nn ignores the case of its names."""
+    return "grid" in str(getattr(module, "encoding_config", "")).lower()

@@ -23,7 +23,9 @@ from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
 from f3rm_verify.f3rm.foreign_data import allow_paths_in_caches, only_prepares, prepare_data
 from f3rm_verify.f3rm.lifeline import watch_launcher
 from f3rm_verify.f3rm.lpips import degrade_lpips_offline
+from f3rm_verify.f3rm.memory_use import explained_shortage, peak_memory
 from f3rm_verify.f3rm.ranks import (
+    FirstBatch,
     RankCurves,
     observe_ranks_after_training,
     observe_ranks_at_step_0,
@@ -38,7 +40,7 @@ from f3rm_verify.f3rm.training_audit import (
     seeded_construction,
 )
 from f3rm_verify.f3rm.training_facts import data_digests, encodings, implementation
-from f3rm_verify.recorder import Recorder, digest_tensors
+from f3rm_verify.recorder import Recorder, digest_files, digest_tensors
 from f3rm_verify.seeding import apply_seeding, tell_line, warning_line
 from f3rm_verify.seeding_plan import Claim, SeedingPlan
 
@@ -63,8 +65,8 @@ class F3RMTrainerConfig(TrainerConfig):
 
     def save_config(self) -> None:
         """Saves config.yml; nerfstudio does this last before it launches the ranks."""
-        super().save_config()
         prepare_launch(self)
+        super().save_config()
 
 
 class SeededTrainer:
@@ -73,14 +75,13 @@ class SeededTrainer:
     config: Any
     pipeline: Any
     base_dir: Path
-    step: int
 
     def __init__(self, config: Any, local_rank: int = 0, world_size: int = 1) -> None:
         watch_launcher()
         degrade_lpips_offline()
         allow_paths_in_caches()
         self._plan = _plan(config, local_rank)
-        self._seeding = apply_seeding(self._plan, say=CONSOLE.print)
+        self._seeding = apply_seeding(self._plan, say=_say)
         self._operations = NondeterministicOperations()
         self._steps_done = 0
         self._world_size = world_size
@@ -96,6 +97,7 @@ class SeededTrainer:
                 "rank": self._plan.rank,
                 "world_size": world_size,
                 "argv": sys.argv,
+                "load_config": _saved_config(),
                 "torch_initial_seed": torch.initial_seed(),
                 "environment": describe_environment(),
             }
@@ -108,7 +110,7 @@ class SeededTrainer:
         """Sets the training up, and records what it starts from."""
         if only_prepares():
             self._prepare()
-        with self._explained_failures(), seeded_construction(self._plan):
+        with self._measured_memory(), self._explained_failures(), seeded_construction(self._plan):
             super().setup(*arguments, **keywords)  # type: ignore[misc]
         require_shared_gradients(self.pipeline, self._world_size)
         ranks = observe_ranks_at_step_0(self._plan, self.pipeline, self._world_size)
@@ -127,7 +129,8 @@ class SeededTrainer:
 
     def _prepare(self) -> None:
         """Makes the data manager's caches, and ends the process."""
-        prepare_data(self.config, self.device)  # type: ignore[attr-defined]
+        with self._measured_memory():
+            prepare_data(self.config, self.device)  # type: ignore[attr-defined]
         self._recorder.complete(first_step=0, steps=0)
         self._recorder.status("done")
         raise SystemExit(0)
@@ -135,25 +138,27 @@ class SeededTrainer:
     def train(self) -> None:
         """Trains; then writes the completion record and, where the launcher asked for it, metrics and renders."""
         first_step = self._start_step  # type: ignore[attr-defined]
+        first_batch = FirstBatch(self.pipeline.datamanager)
         try:
-            with self._explained_failures():
+            with self._measured_memory(), self._explained_failures():
                 super().train()  # type: ignore[misc]
         finally:
             self._flush()
-        ranks = observe_ranks_after_training(self._plan, self.pipeline, self._world_size)
+        ranks = observe_ranks_after_training(self._plan, self.pipeline, self._world_size, first_batch)
         self._add_claims([*observe_after_training(self._plan, self._operations), *ranks])
         self._recorder.manifest["parameters"]["after"] = self._parameter_digest()
         wanted = self.config.max_num_iterations
         if self._steps_done == wanted:
             self._recorder.complete(first_step=first_step, steps=self._steps_done)
         if self._evaluates:
-            metrics = evaluate(
-                self.pipeline,
-                self.base_dir,
-                progress=lambda done, images: self._recorder.status("evaluating", step=done - 1, steps=images),
-            )
+            with self._measured_memory():
+                metrics = evaluate(
+                    self.pipeline,
+                    self.base_dir,
+                    progress=lambda done, images: self._recorder.status("evaluating", step=done - 1, steps=images),
+                )
             self._recorder.write_metrics(metrics)
-        self._recorder.status("done", step=self.step, steps=wanted)
+        self._recorder.status("done", step=first_step + self._steps_done - 1, steps=wanted)
 
     def train_iteration(self, step: int) -> Any:
         """One step, counted."""
@@ -173,6 +178,7 @@ class SeededTrainer:
         return result
 
     def _flush(self) -> None:
+        self._recorder.flush_status()
         flush_event_files()
         if self._curves is not None:
             self._curves.flush()
@@ -181,6 +187,15 @@ class SeededTrainer:
     def _evaluates(self) -> bool:
         """Whether this process evaluates afterwards: the launcher asks for it, of rank 0."""
         return self._plan.rank == 0 and bool(os.environ.get(launch_variables.RENDER_BUDGET))
+
+    @contextmanager
+    def _measured_memory(self) -> Iterator[None]:
+        """Inside, running out of memory is told in a sentence; the peak so far is in the manifest however it ends."""
+        try:
+            with explained_shortage():
+                yield
+        finally:
+            self._recorder.update_manifest({"memory": peak_memory()})
 
     @contextmanager
     def _explained_failures(self) -> Iterator[None]:
@@ -195,7 +210,7 @@ class SeededTrainer:
     def _add_claims(self, claims: list[Claim]) -> None:
         for claim in claims:
             if claim.verdict == "fails":
-                tell_line(self._seeding, warning_line(claim), say=CONSOLE.print)
+                tell_line(self._seeding, warning_line(claim), say=_say)
         self._seeding.entries.extend(claims)
         self._recorder.write_seeding(self._seeding.to_dict())
 
@@ -212,6 +227,17 @@ def flush_event_files() -> None:
     for event_writer in writer.EVENT_WRITERS:
         if isinstance(event_writer, writer.TensorboardWriter):
             event_writer.tb_writer.flush()
+
+
+def _saved_config() -> dict[str, str] | None:
+    """Which saved configuration the launcher had loaded, None where none was."""
+    path = os.environ.get(launch_variables.LOAD_CONFIG)
+    return None if path is None else {"path": path, "digest": digest_files([Path(path)])[path]}
+
+
+def _say(line: str) -> None:
+    """Shows a line as it is: brackets and colons in it, of a variable's value say, are no styles and no emojis."""
+    CONSOLE.print(line, markup=False, emoji=False)
 
 
 def _plan(config: Any, local_rank: int) -> SeedingPlan:

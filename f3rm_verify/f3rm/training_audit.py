@@ -18,7 +18,11 @@ from f3rm_verify.seeding_audit import generator_digests, observe_flags
 from f3rm_verify.seeding_plan import Claim, SeedingLog, SeedingPlan
 
 #: What torch says, as a warning or as an error, of an operation that is not deterministic; the name comes first.
-_ALERT = r"(\S+) does not have a deterministic implementation"
+_ALERT = r"(.+?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)"
+_WAY_ON = (
+    "To go on, give up the guarantee for it: --seed-warn-only True, or --seed-deterministic-algorithms False for all "
+    "operations. The runs may then diverge."
+)
 #: What older versions of torch say where cuBLAS needs its workspace configured.
 _CUBLAS_ALERT = r"Deterministic behavior was enabled with .* CuBLAS"
 
@@ -84,11 +88,8 @@ class NondeterministicOperations:
         found = re.match(_ALERT, str(error))
         if found is not None:
             self.stopped = found[1]
-            raise TrainingError(
-                f"{found[1]} has no deterministic implementation, so torch stopped the training. To go on, give up "
-                "the guarantee for it: --seed-warn-only True, or --seed-deterministic-algorithms False for all "
-                "operations. The runs may then diverge."
-            ) from error
+            why = f"{found[1]} has no deterministic implementation, so torch stopped the training."
+            raise TrainingError(f"{why} {_WAY_ON}") from error
         if re.match(_CUBLAS_ALERT, str(error)):
             raise TrainingError(
                 "This torch needs cuBLAS' workspace configured for determinism: train with --seed-cublas-workspace "
@@ -99,8 +100,9 @@ class NondeterministicOperations:
         """One entry for all operations that were met; where none could be noticed, none."""
         if not (plan.enabled and plan.deterministic_algorithms):
             return []
-        met = [f"{name} warned {count} times" for name, count in sorted(self.warned.items())]
+        met = [f"{name} warned {_times(count)}" for name, count in sorted(self.warned.items())]
         met += [f"{self.stopped} stopped the training"] if self.stopped else []
+        remedy = _WAY_ON if self.stopped else "Replace them in the model; until then the runs may diverge."
         return [
             Claim(
                 claim="operations without a deterministic implementation",
@@ -108,9 +110,13 @@ class NondeterministicOperations:
                 set="torch warns of them" if plan.warn_only else "torch stops at them",
                 observed=", ".join(met) or "none",
                 verdict="fails" if met else "holds",
-                remedy="Replace them in the model; until then the runs may diverge." if met else "",
+                remedy=remedy if met else "",
             )
         ]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def end_if_strict(log: SeedingLog, *, strict: bool) -> None:

@@ -44,13 +44,13 @@ def data_digests(datamanager: Any) -> dict[str, Any]:
     names = [path for path in dict.fromkeys([*poses, *files]) if path.is_file()]
     folder = data if data.is_dir() else data.parent
     digests = {os.path.relpath(name, folder): value for name, value in digest_files(names).items()}
-    features = getattr(datamanager, "features", None)
+    features: Any = getattr(datamanager, "features", None)
     return {
         "folder": str(data),
         "files": digests,
-        "features": _foreign_features(datamanager)
-        if features is None
-        else {"digest": features.digest, "source": features.source},
+        "features": {"digest": features.digest, "source": features.source}
+        if hasattr(features, "digest")
+        else _foreign_features(datamanager),
     }
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,11 +42,18 @@ def wrapped_method() -> MethodSpecification:
 
 
 def _wrapped(name: str) -> MethodSpecification:
-    specification = _find(name)
+    saved = os.environ.get(launch_variables.LOAD_CONFIG)
+    specification = _find_saved(Path(saved)) if saved else _find(name)
     config = wrap_config(specification.config)
     if not torch.cuda.is_available():
         config.machine = dataclasses.replace(config.machine, device_type="cpu")
     return MethodSpecification(config=config, description=specification.description)
+
+
+def _find_saved(path: Path) -> MethodSpecification:
+    from f3rm_verify.f3rm.saved_config import load_saved_config
+
+    return MethodSpecification(config=load_saved_config(path), description=f"as saved in {path}")
 
 
 def _find(name: str) -> MethodSpecification:

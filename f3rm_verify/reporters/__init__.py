@@ -215,6 +215,8 @@ def _special(run: Mapping[str, Any]) -> str:
     if run.get("completed") is False:
         steps = _word(run.get("steps"))
         notes.append("did not complete" + (f": {steps} steps" if steps else ""))
+    if saved := _word(run.get("load_config")):
+        notes.append(f"configured by {saved}")
     if started := _word(run.get("started_from")):
         notes.append(f"started from {started}")
     return f"  ({', '.join(notes)})" if notes else ""

@@ -51,6 +51,15 @@ def test_an_unknown_method_is_named(tmp_path: Path) -> None:
     assert not training_processes(tmp_path)
 
 
+def test_strict_mode_ends_both_before_their_first_step_and_names_the_claim(tmp_path: Path) -> None:
+    done = verify(tmp_path, "--strict", "--iters", "3", env={"PYTHONHASHSEED": "random"})
+    assert done.code == 3, done.output + done.errors
+    assert "strict mode stopped the training before its first step: PYTHONHASHSEED: " in done.errors
+    assert "INCONCLUSIVE" in done.output
+    assert not list(tmp_path.glob("*/verify/*/*/events.out.tfevents.*"))
+    assert not training_processes(tmp_path)
+
+
 def test_both_trainings_interrupted_at_one_step_are_inconclusive(tmp_path: Path) -> None:
     with training(tmp_path) as process:
         for pid in training_processes(tmp_path):

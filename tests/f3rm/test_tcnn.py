@@ -32,13 +32,26 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     class Encoding(Module):
         def __init__(self, n_input_dims: int, encoding_config: Any, seed: int = 1337, dtype: Any = None) -> None:
             super().__init__(seed=seed)
+            self.encoding_config = encoding_config
 
     class Network(Module):
         def __init__(self, n_input_dims: int, n_output_dims: int, network_config: Any, seed: int = 1337) -> None:
             super().__init__(seed=seed)
 
+    class NetworkWithInputEncoding(Module):
+        def __init__(
+            self,
+            n_input_dims: int,
+            n_output_dims: int,
+            encoding_config: Any,
+            network_config: Any,
+            seed: int = 1337,
+        ) -> None:
+            super().__init__(seed=seed)
+            self.encoding_config = encoding_config
+
     made = types.ModuleType("tinycudann")
-    for part in (Module, Encoding, Network):
+    for part in (Module, Encoding, Network, NetworkWithInputEncoding):
         part.__module__ = "tinycudann.modules"
         setattr(made, part.__name__, part)
     monkeypatch.setitem(sys.modules, "tinycudann", made)
@@ -58,9 +71,10 @@ def test_modules_without_a_seed_get_the_base_seed_on_every_rank(bindings: Any) -
         with seeded_tcnn(SeedingPlan(base_seed=42, rank=rank)):
             grid = bindings.Encoding(3, {"otype": "HashGrid"}, dtype=None)
             network = bindings.Network(n_input_dims=3, n_output_dims=1, network_config={})
-        assert (grid.seed, network.seed) == (42, 42)
-    claim = verdicts(PLAN, model(grid=grid, network=network))["seed of the tiny-cuda-nn modules"]
-    assert claim == ("holds", "42 in 2 modules")
+            both = bindings.NetworkWithInputEncoding(3, 1, {"otype": "HashGrid"}, {})
+        assert (grid.seed, network.seed, both.seed) == (42, 42, 42)
+    claim = verdicts(PLAN, model(grid=grid, network=network, both=both))["seed of the tiny-cuda-nn modules"]
+    assert claim == ("holds", "42 in 3 modules")
 
 
 def test_a_seed_of_their_own_stays_and_fails_the_claim(bindings: Any) -> None:
@@ -81,7 +95,7 @@ def test_outside_and_with_seeding_off_they_are_as_they_were(bindings: Any) -> No
     assert (inside.seed, bindings.Encoding(3, {}).seed) == (1337, 1337)
     assert verdicts(off, model(grid=inside))["seed of the tiny-cuda-nn modules"] == (
         "not applicable",
-        "1337 in 1 modules",
+        "1337 in 1 module",
     )
     assert verdicts(PLAN, model(grid=inside))["seed of the tiny-cuda-nn modules"][0] == "fails"
 
@@ -96,11 +110,25 @@ def test_without_such_modules_nothing_is_claimed() -> None:
         assert observe_tcnn(PLAN, model(linear=nn.Linear(2, 2))) == []
 
 
-def test_their_backward_is_a_claim_that_fails_on_a_gpu(bindings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = model(grid=bindings.Encoding(3, {}))
-    assert verdicts(PLAN, built)["tiny-cuda-nn's backward"][0] == "not applicable"
-    on_gpu = types.SimpleNamespace(is_cuda=True)
-    monkeypatch.setattr(bindings.Encoding, "parameters", lambda self: [on_gpu])
-    assert verdicts(PLAN, built)["tiny-cuda-nn's backward"][0] == "fails"
-    loose = SeedingPlan(deterministic_algorithms=False)
-    assert verdicts(loose, built)["tiny-cuda-nn's backward"][0] == "not applicable"
+GRID = {"otype": "Composite", "nested": [{"otype": "hashgrid"}, {"otype": "Identity"}]}
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "encoding", "plan", "verdict"),
+    [
+        (True, GRID, PLAN, "fails"),
+        (True, GRID, SeedingPlan(deterministic_algorithms=False), "not applicable"),
+        (True, GRID, SeedingPlan(enabled=False), "not applicable"),
+        (True, {"otype": "SphericalHarmonics"}, PLAN, "not applicable"),
+        (False, GRID, PLAN, "not applicable"),
+    ],
+)
+def test_the_backward_of_a_grid_on_a_gpu_is_not_deterministic(
+    bindings: Any, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, encoding: Any, plan: SeedingPlan, verdict: str
+) -> None:
+    monkeypatch.setattr(bindings.Module, "parameters", lambda self: [types.SimpleNamespace(is_cuda=on_gpu)])
+    built = model(network=bindings.Network(3, 1, {}), grid=bindings.Encoding(3, encoding))
+    claim = next(claim for claim in observe_tcnn(plan, built) if claim.claim == "tiny-cuda-nn's backward")
+    assert claim.verdict == verdict
+    assert bool(claim.remedy) == (verdict == "fails")
+    assert claim.observed.endswith("in grid") == (on_gpu and encoding is GRID)
