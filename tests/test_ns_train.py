@@ -67,6 +67,14 @@ def test_what_a_broken_installation_left_behind_hides_nothing(site: Path, ns_tra
     assert method_provider(ns_train, "f3rm") == "theirs"
 
 
+def test_what_lies_in_the_working_directory_is_not_installed(
+    site: Path, ns_train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "here", "theirs", "f3rm = theirs.f3rm_config:f3rm_method")
+    monkeypatch.chdir(tmp_path / "here")
+    assert method_provider(ns_train, "f3rm") is None
+
+
 def test_the_users_own_variable_wins(site: Path, ns_train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(site, "theirs", "f3rm = theirs.f3rm_config:f3rm_method")
     monkeypatch.setenv("NERFSTUDIO_METHOD_CONFIGS", "x=y:z,f3rm=mine:method,nerfacto=nerfstudio.configs:method")

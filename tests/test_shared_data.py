@@ -146,14 +146,16 @@ class TestOthers:
             f"The dataset {dataset} was written into while the trainings ran: late.pt is new."
         ]
 
-    def test_output_in_the_dataset_is_no_writing_into_it(self, dataset: Path) -> None:
-        for output in (dataset / "out" / "now", dataset / "now"):
-            request = TrainingRequest(
-                seed=42, iters=3, data=dataset, method="x", output=output, ns_train=program(dataset.parent / "b", GOOD)
-            )
-            with shared_data(request, SIDES, foreign=False, fresh=False, watch=lambda _: None) as (shared, trouble):
-                run_trainings(shared, SIDES, watch=lambda _: None)
-            assert trouble == []
+    @pytest.mark.parametrize("place", ["out/now", "now"])
+    @pytest.mark.parametrize("writes", [False, True])
+    def test_output_in_the_dataset_is_no_writing_into_it(self, dataset: Path, place: str, writes: bool) -> None:
+        ns_train = program(dataset.parent / "bin", GOOD)
+        request = TrainingRequest(seed=42, iters=3, data=dataset, method="x", output=dataset / place, ns_train=ns_train)
+        with shared_data(request, SIDES, foreign=False, fresh=False, watch=lambda _: None) as (shared, trouble):
+            run_trainings(shared, SIDES, watch=lambda _: None)
+            if writes:
+                (dataset / "late.pt").write_text("")
+        assert len(trouble) == writes
 
 
 class TestVerdict:

@@ -129,5 +129,5 @@ def end_if_strict(log: SeedingLog, *, strict: bool) -> None:
         return
     failing = "; ".join(f"{claim.claim}: {claim.observed}. {claim.remedy}" for claim in log.failing)
     why = failing if log.plan.enabled else "comprehensive seeding is off, so nothing is claimed that could hold."
-    print(f"f3rm-verify: strict mode stopped the training before its first step: {why}", file=sys.stderr, flush=True)
+    print(f"f3rm-verify: Strict mode stopped the training before its first step: {why}", file=sys.stderr, flush=True)
     raise SystemExit(2)

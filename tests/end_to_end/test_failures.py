@@ -54,7 +54,7 @@ def test_an_unknown_method_is_named(tmp_path: Path) -> None:
 def test_strict_mode_ends_both_before_their_first_step_and_names_the_claim(tmp_path: Path) -> None:
     done = verify(tmp_path, "--strict", "--iters", "3", env={"PYTHONHASHSEED": "random"})
     assert done.code == 3, done.output + done.errors
-    assert "strict mode stopped the training before its first step: PYTHONHASHSEED: " in done.errors
+    assert "Strict mode stopped the training before its first step: PYTHONHASHSEED: " in done.errors
     assert "INCONCLUSIVE" in done.output
     assert not list(tmp_path.glob("*/verify/*/*/events.out.tfevents.*"))
     assert not training_processes(tmp_path)

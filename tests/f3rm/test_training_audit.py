@@ -288,7 +288,7 @@ class TestTraining:
         assert training.failing == ["cuDNN benchmark, at step 0"]
         assert "✅ Reproducibility setup looks good!" in training.log["lines"]
         assert training.log["lines"][-1].startswith("⚠️ cuDNN benchmark, at step 0: True. ")
-        assert "strict mode stopped the training before its first step: cuDNN benchmark" in capsys.readouterr().err
+        assert "Strict mode stopped the training before its first step: cuDNN benchmark" in capsys.readouterr().err
 
     def test_without_strict_mode_it_goes_on_and_the_log_says_so_twice(self, tmp_path: Path) -> None:
         training = Watched(tmp_path, build=lambda: torch.use_deterministic_algorithms(False))
