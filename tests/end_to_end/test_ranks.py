@@ -20,15 +20,15 @@ pytestmark = pytest.mark.train
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Two ranks with the guide's warn-only mode, and an operation that it lets pass."""
-    words = "--method putting --seed 123 --iters 4 --fresh-features --".split()
-    guide = "--machine.num-devices 2 --seed-warn-only True".split()
+    words = ["--method", "putting", "--seed", "123", "--iters", "4", "--fresh-features", "--"]
+    guide = ["--machine.num-devices", "2", "--seed-warn-only", "True"]
     return verify(tmp_path_factory.mktemp("two"), *words, *SMALL, *guide, env=user_methods("putting"))
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Three ranks, three times; in the last run rank 1 has a fault at step 2."""
-    words = "--method faulty --runs 3 --iters 4 --jobs 3 --fresh-features".split()
+    words = ["--method", "faulty", "--runs", "3", "--iters", "4", "--jobs", "3", "--fresh-features"]
     changes = user_methods("faulty") | {"FAULTY_SIDE": "candidate-2"}
     return verify(tmp_path_factory.mktemp("three"), *words, "--", *SMALL, "--machine.num-devices", "3", env=changes)
 
