@@ -416,7 +416,8 @@ class TestSignals:
     def test_a_stopped_launcher_ends_everything_and_reports(
         self, tmp_path: Path, number: signal.Signals, name: str
     ) -> None:
-        with self.launch(tmp_path, self.STEPPING) as process:
+        # Under nohup, the tests themselves ignore SIGHUP, and so does whoever inherits that.
+        with self.launch(tmp_path, self.STEPPING, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)) as process:
             process.send_signal(number)
             process.send_signal(number)  # an impatient second one changes nothing
             output, _ = process.communicate(timeout=20)
