@@ -186,7 +186,8 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             "COLUMNS": "120",
         }
     )
-    child.pop(launch_variables.LOAD_CONFIG, None)
+    for name in (launch_variables.LOAD_CONFIG, launch_variables.PREPARE):
+        child.pop(name, None)  # of a training in which this one was started
     if request.load_config is not None:
         child[launch_variables.LOAD_CONFIG] = str(request.load_config)
     if request.prepares is not None:

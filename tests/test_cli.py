@@ -160,6 +160,8 @@ class TestUsage:
             (["run", "--method", "-h"], "--method"),
             (["run", "--method", "nerfacto", "--preset", "small"], "--preset"),
             (["run", "--ns-train", "absent"], "--ns-train"),
+            (["run", "--load-config", "absent"], "--load-config"),
+            (["run", "--load-config", "file"], "no configuration of a training"),
             (["run", "--json", "file/r.json"], "--json"),
             (["run", "--json", "."], "--json"),
             (["run", "--output-dir", "file/out"], "--output-dir"),
@@ -202,6 +204,41 @@ class TestRun:
         assert result["steps"] == 3
         assert result["control"]["differs"] is True
         assert result["control"]["seed"] == 43
+
+    def test_a_saved_configuration_gives_what_is_not_given(self, tmp_path: Path, command: Any) -> None:
+        old = tmp_path / "old.yml"
+        old.write_text(
+            f"method_name: nerfacto\nmax_num_iterations: 2\nmachine: {{seed: 7}}\n"
+            f"pipeline: {{datamanager: {{data: {tmp_path / 'data'}}}}}\n"
+        )
+        (tmp_path / "data").mkdir()
+        words = ["run", "--ns-train", program(tmp_path / "bin", GOOD), "--output-dir", tmp_path / "out"]
+        assert command(*words, "--load-config", old).code == 0
+        assert command(*words, "--load-config", old, "--seed", "0", "--iters", "3", "--data", tmp_path).code == 0
+        calls = [json.loads(path.read_text()) for path in tmp_path.glob("out/*/calls/reference.json")]
+        assert {(call["argv"][1], call["env"]["F3RM_VERIFY_LOAD_CONFIG"]) for call in calls} == {("nerfacto", str(old))}
+        given = [dict(zip(call["argv"][2::2], call["argv"][3::2], strict=False)) for call in calls]
+        names = ("--machine.seed", "--max-num-iterations", "--data")
+        assert {tuple(options[name] for name in names) for options in given} == {
+            ("7", "2", str((tmp_path / "data").resolve())),
+            ("0", "3", str(tmp_path.resolve())),
+        }
+
+    def test_a_saved_configuration_contradicts_nothing(self, tmp_path: Path, command: Any) -> None:
+        old = tmp_path / "old.yml"
+        old.write_text("method_name: nerfacto\nmax_num_iterations: 2\nmachine: {seed: 7}\ndata: gone\n")
+        words = ["run", "--ns-train", program(tmp_path / "bin", GOOD), "--load-config", old]
+        assert "--method f3rm is not that of --load-config, nerfacto" in command(*words, "--method", "f3rm").sentence
+        assert "gone, which does not exist any more" in command(*words).sentence
+        assert "--preset" in command(*words, "--data", tmp_path, "--preset", "full").sentence
+
+    def test_without_one_a_variable_of_the_user_loads_nothing(
+        self, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("F3RM_VERIFY_LOAD_CONFIG", "old.yml")
+        assert command(*trainings(tmp_path, GOOD)).code == 0
+        (call,) = tmp_path.glob("out/*/calls/reference.json")
+        assert "F3RM_VERIFY_LOAD_CONFIG" not in json.loads(call.read_text())["env"]
 
     def test_a_difference_is_found(self, tmp_path: Path, command: Any) -> None:
         done = command(*trainings(tmp_path, DIVERGING))

@@ -19,7 +19,7 @@ from f3rm_verify.errors import TrainingError, UsageError
 from f3rm_verify.ns_train import TrainingRequest, find_ns_train, option_is_off, refuse_owned_options
 from f3rm_verify.processes import group_lives
 from f3rm_verify.runner import Training, Trainings, run_trainings
-from f3rm_verify.training_log import last_lines
+from f3rm_verify.training_log import last_lines, told_reason
 
 SIDES = {"reference": 42, "candidate": 42}
 #: Ends a fake that a test expects to be ended long before.
@@ -578,6 +578,50 @@ class TestLog:
     def test_nothing_to_show(self, tmp_path: Path) -> None:
         assert self.show(tmp_path, b" \n\n") == "  (the log is empty)"
         assert "cannot be read" in last_lines(tmp_path / "absent")
+
+
+class TestReasons:
+    """Why a training ended: in its own words where our code ended it."""
+
+    @pytest.mark.parametrize(
+        ("log", "told"),
+        [
+            ("Traceback\nf3rm_verify.errors.TrainingError: no memory.\n\n", "no memory."),
+            ("f3rm-verify: no such method\n", "no such method"),
+            ("\x1b[31mf3rm-verify: in red\x1b[0m\n", "in red"),
+            ("f3rm-verify: a remark\nTraceback\nValueError: boom\n", None),
+            ("other: f3rm-verify: x\n", None),
+            ("", None),
+        ],
+    )
+    def test_only_the_last_line_is_one(self, tmp_path: Path, log: str, told: str | None) -> None:
+        (tmp_path / "log").write_text(log)
+        assert told_reason(tmp_path / "log") == told
+        assert told_reason(tmp_path / "absent") is None
+
+    def test_one_that_could_not_begin(self, tmp_path: Path) -> None:
+        body = "print('f3rm-verify: no such method.', file=sys.stderr); sys.exit(2)"
+        with pytest.raises(TrainingError, match=r"^The reference training cannot begin: no such method\.$"):
+            train(tmp_path, body, {"reference": 42})
+
+    def test_one_that_failed(self, tmp_path: Path) -> None:
+        body = "run = begin(); run.step(); print('f3rm-verify: no memory.'); sys.exit(1)"
+        failed = train(tmp_path, body, {"reference": 42}).failed
+        assert failed is not None
+        assert failed.failure == "The reference training failed after step 0 (exit code 1). no memory."
+
+    def test_one_that_the_system_killed_had_too_little_memory(self, tmp_path: Path) -> None:
+        body = """
+run = begin()
+status = {"phase": "training", "step": 0, "steps": 3, "loss": None, "peak_rss_bytes": 3 * 2**29}
+run.write_json("verify/status.json", status)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+        failed = train(tmp_path, body, {"reference": 42}).failed
+        assert failed is not None and failed.failure is not None
+        assert "(ended by signal SIGKILL). The system kills like this where memory runs out" in failed.failure
+        assert "its peak so far was 1.50 GiB" in failed.failure
+        assert "--pipeline.datamanager.train-num-rays-per-batch" in failed.failure
 
 
 def test_a_stall_names_the_last_step_of_each_rank(tmp_path: Path) -> None:

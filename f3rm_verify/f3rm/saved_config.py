@@ -49,9 +49,20 @@ def _fields_of_today(part: Any, path: Path, where: str) -> Iterator[str]:
         yield f"{path.name} has {where}{name}, which {type(part).__name__} no longer has: it is left out."
         delattr(part, name)
     for name, item in fields.items():
-        if name not in vars(part):
+        if name in vars(part):
+            _require_table(vars(part)[name], item, f"{path} has {where}{name}")
+        else:
             setattr(part, name, _default(item, path, where))
             yield f"{path.name} has no {where}{name}: its default, {getattr(part, name)!r:.80}, is taken."
+
+
+def _require_table(value: Any, item: Any, what: str) -> None:
+    """Raises LookupError for a single value where this version has a table, over which reading the options stumbles."""
+    has_table = item.default_factory is not dataclasses.MISSING and isinstance(item.default_factory(), Mapping)
+    if has_table and not isinstance(value, Mapping):
+        raise LookupError(
+            f"{what}: {value!r:.80}, where this version has a table; write one ({{}} if empty) in a copy."
+        )
 
 
 def _default(item: Any, path: Path, where: str) -> Any:

@@ -55,8 +55,10 @@ def test_what_should_change_no_bit_between_two_runs_does_not(tmp_path: Path) -> 
     assert claims(done)["operations without a deterministic implementation"] == "none"
 
 
-def test_deterministic_algorithms_alone_decide_on_a_cpu(tmp_path: Path) -> None:
-    done = verify(tmp_path, "--iters", "12", "--", "--seed-deterministic-algorithms", "False")
+@pytest.mark.parametrize("more", [(), ("--seed-warn-only", "True", "--seed-cublas-workspace", "False")])
+def test_without_deterministic_algorithms_it_diverges(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Alone, and with the rest of the guide's high-performance mode."""
+    done = verify(tmp_path, "--iters", "12", "--", "--seed-deterministic-algorithms", "False", *more)
     assert done.code == 1, done.output + done.errors
     assert "deterministic algorithms were off" in done.result["first_divergence"]["cause"]
     # Everything else of the seeding is on: both start from the same weights and the same batch.
@@ -67,7 +69,8 @@ def test_deterministic_algorithms_alone_decide_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_high_performance_mode_set_in_python_diverges(tmp_path: Path) -> None:
-    done = verify(tmp_path, "--method", "guide", "--iters", "12", "--", *SMALL, env=user_methods("guide"))
+    words = ("--method", "guide", "--iters", "12", "--fresh-features", "--", *SMALL)
+    done = verify(tmp_path, *words, env=user_methods("guide"))
     assert done.code == 1, done.output + done.errors
     assert done.result["first_divergence"]["step"] is not None
     for side in SIDES:  # which the launcher, that knows only the command line, had set

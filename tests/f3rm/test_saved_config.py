@@ -122,6 +122,12 @@ def test_nothing_in_it_leads_the_training_elsewhere(tmp_path: Path) -> None:
     assert str(strange.relative_model_dir) == "nerfstudio_models"
 
 
+def test_a_number_where_there_is_a_table_today_is_named(tmp_path: Path) -> None:
+    # nerfstudio 0.3.4 had one number for all groups of parameters.
+    path = before(tmp_path, gradient_accumulation_steps="1")
+    assert "has gradient_accumulation_steps: 1, where this version has a table" in refusal(path)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
