@@ -58,7 +58,7 @@ def apply_seeding(plan: SeedingPlan, *, say: Callable[[str], None]) -> SeedingLo
 
 def warning_line(claim: Claim) -> str:
     """What is printed about a claim that does not hold."""
-    return f"⚠️ {claim.claim}: {claim.observed}. {claim.remedy}"
+    return f"⚠️ {claim.sentence}"
 
 
 def tell_line(log: SeedingLog, line: str, *, say: Callable[[str], None]) -> None:

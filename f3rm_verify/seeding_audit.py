@@ -15,7 +15,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from f3rm_verify.seeding_plan import CUBLAS_WORKSPACE_VARIABLE, Claim, SeedingPlan, variables_of
+from f3rm_verify.seeding_plan import CUBLAS_WORKSPACE_VARIABLE, Claim, SeedingPlan, make_claim, not_asked, variables_of
 
 #: The name of the string that is hashed to see which hash seed an interpreter runs with.
 _HASH_PROBE = "f3rm-verify"
@@ -32,8 +32,8 @@ def observe_seeding(plan: SeedingPlan) -> list[Claim]:
         *observe_flags(plan),
         _observe_cublas_workspace(plan),
         _observe_threads(),
-        _not_asked("float32 precision", _float32_precision()),
-        _not_asked("libraries", _libraries()),
+        not_asked("float32 precision", _float32_precision()),
+        not_asked("libraries", _libraries()),
     ]
 
 
@@ -53,26 +53,6 @@ def generator_digests() -> dict[str, str]:
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         states[f"cuda:{device}"] = torch.cuda.get_rng_state(device).cpu().numpy().tobytes()
     return {name: hashlib.blake2b(state, digest_size=8).hexdigest() for name, state in states.items()}
-
-
-def _claim(
-    name: str, asked: object, observed: object, *, set: object | None = None, remedy: str, holds: bool | None = None
-) -> Claim:
-    """A claim that holds when what is observed is what was asked, unless `holds` says so."""
-    fine = asked == observed if holds is None else holds
-    return Claim(
-        claim=name,
-        asked=str(asked),
-        set=str(asked if set is None else set),
-        observed=str(observed),
-        verdict="holds" if fine else "fails",
-        remedy="" if fine else remedy,
-    )
-
-
-def _not_asked(name: str, observed: object) -> Claim:
-    """A claim that nobody made: what is observed is worth knowing, and neither right nor wrong."""
-    return Claim(claim=name, asked="nothing", set="nothing", observed=str(observed), verdict="not applicable")
 
 
 def _observe_generators(plan: SeedingPlan) -> list[Claim]:
@@ -109,7 +89,7 @@ def _observe_generators(plan: SeedingPlan) -> list[Claim]:
     for name, (drawn, expected) in streams.items():
         fine = drawn == expected
         claims.append(
-            _claim(
+            make_claim(
                 name,
                 f"stream of seed {seed}",
                 f"stream of seed {seed}" if fine else "another stream",
@@ -139,11 +119,11 @@ def _observe_hash_seed(plan: SeedingPlan) -> Claim:
     if not plan.enabled:
         at_random = "random: the order of sets of strings differs from run to run"
         fixed = f"{given}: fixed by the environment, although seeding is off"
-        return _not_asked(name, fixed if given and in_effect else at_random)
+        return not_asked(name, fixed if given and in_effect else at_random)
     if in_effect:
-        return _claim(name, wanted, wanted, remedy="")
+        return make_claim(name, wanted, wanted, remedy="")
     value = wanted if wanted.isdigit() else str(plan.base_seed % 2**32)
-    return _claim(
+    return make_claim(
         name,
         wanted,
         "another hash seed: setting it inside a running process has no effect on that process",
@@ -188,20 +168,20 @@ def observe_flags(plan: SeedingPlan) -> list[Claim]:
     flags = (("cuDNN deterministic", cudnn.deterministic, True), ("cuDNN benchmark", cudnn.benchmark, False))
     fills = torch.utils.deterministic.fill_uninitialized_memory
     if not plan.enabled:
-        return [_not_asked("deterministic algorithms", mode), *(_not_asked(name, value) for name, value, _ in flags)]
+        return [not_asked("deterministic algorithms", mode), *(not_asked(name, value) for name, value, _ in flags)]
     changed = "Something changed torch.backends.cudnn after the seeding; find and remove it."
     return [
         _observe_deterministic_algorithms(plan, mode),
         *([_observe_filling(fills)] if plan.deterministic_algorithms else []),
-        *(_claim(name, asked, value, remedy=changed) for name, value, asked in flags),
+        *(make_claim(name, asked, value, remedy=changed) for name, value, asked in flags),
     ]
 
 
 def _observe_deterministic_algorithms(plan: SeedingPlan, mode: str) -> Claim:
     name = "deterministic algorithms"
     if not plan.deterministic_algorithms:
-        return _not_asked(name, mode)
-    return _claim(
+        return not_asked(name, mode)
+    return make_claim(
         name,
         "on, warns only" if plan.warn_only else "on",
         mode,
@@ -210,7 +190,7 @@ def _observe_deterministic_algorithms(plan: SeedingPlan, mode: str) -> Claim:
 
 
 def _observe_filling(fills: bool) -> Claim:
-    return _claim(
+    return make_claim(
         "uninitialised memory",
         "filled",
         "filled" if fills else "as it was: whatever lay there can be read",
@@ -226,12 +206,12 @@ def _observe_cublas_workspace(plan: SeedingPlan) -> Claim:
     asked = variables_of(plan).get(name)
     observed = os.environ.get(name) or "nothing"
     if asked is None:
-        return _not_asked(name, observed)
+        return not_asked(name, observed)
     if not torch.cuda.is_available():
         return Claim(claim=name, asked=asked, set=observed, observed="no CUDA", verdict="not applicable")
     # torch's pull request 161749 took the requirement, and this name, out: it gives each stream a workspace of its own.
     needed = name in (torch.use_deterministic_algorithms.__doc__ or name)
-    return _claim(
+    return make_claim(
         name,
         asked,
         observed if needed else f"{observed}; this torch does not need it",
@@ -246,7 +226,7 @@ def _observe_threads() -> Claim:
 
     threads = str(torch.get_num_threads())
     asked = os.environ.get("OMP_NUM_THREADS") or "all cores"
-    return _claim(
+    return make_claim(
         "CPU threads",
         asked,
         f"{threads} in torch, {torch.get_num_interop_threads()} between operations: a verdict holds for these numbers",

@@ -42,6 +42,31 @@ class Claim:
     verdict: ClaimVerdict
     remedy: str = ""
 
+    @property
+    def sentence(self) -> str:
+        """What is seen, and what to do about it."""
+        return f"{self.claim}: {self.observed}. {self.remedy}"
+
+
+def make_claim(
+    name: str, asked: object, observed: object, *, set: object | None = None, remedy: str, holds: bool | None = None
+) -> Claim:
+    """A claim that holds when what is observed is what was asked, unless `holds` says so."""
+    fine = asked == observed if holds is None else holds
+    return Claim(
+        claim=name,
+        asked=str(asked),
+        set=str(asked if set is None else set),
+        observed=str(observed),
+        verdict="holds" if fine else "fails",
+        remedy="" if fine else remedy,
+    )
+
+
+def not_asked(name: str, observed: object) -> Claim:
+    """A claim that nobody made: what is observed is worth knowing, and neither right nor wrong."""
+    return Claim(claim=name, asked="nothing", set="nothing", observed=str(observed), verdict="not applicable")
+
 
 @dataclass(kw_only=True)
 class SeedingLog:

@@ -20,6 +20,7 @@ from nerfstudio.utils import comms
 from torch.nn.parallel import DistributedDataParallel
 
 from f3rm_verify import launch_variables
+from f3rm_verify.f3rm.refusal import refuse
 
 
 class CPUDataParallel(DistributedDataParallel):
@@ -39,12 +40,12 @@ def prepare_launch(config: Any) -> None:
     if machine.device_type != "cpu" or machine.num_devices * machine.num_machines == 1:
         return
     if not os.environ.get(launch_variables.NONCE):
-        _end(
+        refuse(
             f"nerfstudio trains on several devices only with CUDA. On {machine.num_devices} CPU ranks, train with: "
             f"{_run_command(config)}"
         )
     if not list(_data_parallel_names(config.pipeline._target)):
-        _end(
+        refuse(
             f"{config.pipeline._target.__name__} cannot be trained on several CPU ranks: neither it nor a class that "
             "it is made from uses torch's DistributedDataParallel, so the ranks would not share their gradients. "
             "Train it with --machine.num-devices 1."
@@ -53,11 +54,6 @@ def prepare_launch(config: Any) -> None:
         launcher: Any = sys.modules.get(name)
         if hasattr(launcher, "_distributed_worker"):
             launcher._distributed_worker = train_rank
-
-
-def _end(sentence: str) -> None:
-    print(f"f3rm-verify: {sentence}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
 
 
 def _run_command(config: Any) -> str:

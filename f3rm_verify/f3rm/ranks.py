@@ -18,7 +18,7 @@ from f3rm_verify.errors import TrainingError
 from f3rm_verify.recorder import digest_tensors
 from f3rm_verify.run_dir import CONFIG, RANKS
 from f3rm_verify.seeding_audit import generator_digests
-from f3rm_verify.seeding_plan import Claim, SeedingPlan
+from f3rm_verify.seeding_plan import Claim, SeedingPlan, make_claim, not_asked
 
 #: Values and repetitions of the probe of the all-reduce.
 _PROBE_VALUES, _PROBE_REPEATS = 2**16, 5
@@ -107,11 +107,9 @@ def observe_ranks_at_step_0(plan: SeedingPlan, pipeline: Any, world_size: int) -
     ]
 
 
-def observe_ranks_after_training(
-    plan: SeedingPlan, pipeline: Any, world_size: int, first_batch: FirstBatch
-) -> list[Claim]:
-    """The claims about several ranks that can be seen after the last step; none for one rank."""
-    if world_size == 1:
+def observe_ranks_after_training(plan: SeedingPlan, pipeline: Any, first_batch: FirstBatch | None) -> list[Claim]:
+    """The claims about several ranks that can be seen after the last step; none for one rank, without `first_batch`."""
+    if first_batch is None:
         return []
     facts = _gather({"batch": first_batch.digest, "weights": _weights(pipeline)})
     return [
@@ -203,12 +201,4 @@ def _all_reduce(sums: Sequence[Sequence[str]], plan: SeedingPlan) -> Claim:
 
 def _claim(name: str, asked: str, observed: str, plan: SeedingPlan, *, holds: bool, remedy: str) -> Claim:
     """A claim of the guide's; with seeding off nobody makes it, and what is observed is only worth knowing."""
-    verdict = ("holds" if holds else "fails") if plan.enabled else "not applicable"
-    return Claim(
-        claim=name,
-        asked=asked if plan.enabled else "nothing",
-        set=asked if plan.enabled else "nothing",
-        observed=observed,
-        verdict=verdict,  # type: ignore[arg-type]
-        remedy=remedy if verdict == "fails" else "",
-    )
+    return make_claim(name, asked, observed, holds=holds, remedy=remedy) if plan.enabled else not_asked(name, observed)

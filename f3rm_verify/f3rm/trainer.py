@@ -138,13 +138,13 @@ class SeededTrainer:
     def train(self) -> None:
         """Trains; then writes the completion record and, where the launcher asked for it, metrics and renders."""
         first_step = self._start_step  # type: ignore[attr-defined]
-        first_batch = FirstBatch(self.pipeline.datamanager)
+        first_batch = FirstBatch(self.pipeline.datamanager) if self._world_size > 1 else None
         try:
             with self._measured_memory(), self._explained_failures():
                 super().train()  # type: ignore[misc]
         finally:
             self._flush()
-        ranks = observe_ranks_after_training(self._plan, self.pipeline, self._world_size, first_batch)
+        ranks = observe_ranks_after_training(self._plan, self.pipeline, first_batch)
         self._add_claims([*observe_after_training(self._plan, self._operations), *ranks])
         self._recorder.manifest["parameters"]["after"] = self._parameter_digest()
         wanted = self.config.max_num_iterations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.data_workers import observe_data_workers, seeded_data_workers
+from f3rm_verify.f3rm.refusal import refuse
 from f3rm_verify.f3rm.tcnn import observe_tcnn, seeded_tcnn
 from f3rm_verify.seeding_audit import generator_digests, observe_flags
 from f3rm_verify.seeding_plan import Claim, SeedingLog, SeedingPlan
@@ -127,7 +127,6 @@ def end_if_strict(log: SeedingLog, *, strict: bool) -> None:
     """
     if not strict or (log.plan.enabled and not log.failing):
         return
-    failing = "; ".join(f"{claim.claim}: {claim.observed}. {claim.remedy}" for claim in log.failing)
+    failing = "; ".join(claim.sentence for claim in log.failing)
     why = failing if log.plan.enabled else "comprehensive seeding is off, so nothing is claimed that could hold."
-    print(f"f3rm-verify: Strict mode stopped the training before its first step: {why}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    refuse(f"Strict mode stopped the training before its first step: {why}")

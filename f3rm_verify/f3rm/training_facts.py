@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from f3rm_verify.dataset_view import folder_of
 from f3rm_verify.recorder import digest_files, digest_tensors
 
 
@@ -42,8 +43,7 @@ def data_digests(datamanager: Any) -> dict[str, Any]:
     data = Path(datamanager.get_datapath())
     poses = sorted(data.glob("*.json")) if data.is_dir() else [data]
     names = [path for path in dict.fromkeys([*poses, *files]) if path.is_file()]
-    folder = data if data.is_dir() else data.parent
-    digests = {os.path.relpath(name, folder): value for name, value in digest_files(names).items()}
+    digests = {os.path.relpath(name, folder_of(data)): value for name, value in digest_files(names).items()}
     features: Any = getattr(datamanager, "features", None)
     return {
         "folder": str(data),

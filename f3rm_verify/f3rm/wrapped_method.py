@@ -21,6 +21,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from f3rm_verify import launch_variables
 from f3rm_verify.f3rm.entry_point import GROUP, METHOD, discover
 from f3rm_verify.f3rm.lifeline import watch_launcher
+from f3rm_verify.f3rm.refusal import refuse
 from f3rm_verify.f3rm.wrap import wrap_config
 
 
@@ -34,11 +35,10 @@ def wrapped_method() -> MethodSpecification:
     try:
         return _wrapped(name)
     except LookupError as error:
-        print(f"f3rm-verify: {error.args[0]}", file=sys.stderr)
+        refuse(error.args[0])
     except Exception:
         traceback.print_exc()
-        print(f"f3rm-verify: the method {name!r} cannot be trained under f3rm-verify's trainer.", file=sys.stderr)
-    raise SystemExit(2)
+        refuse(f"the method {name!r} cannot be trained under f3rm-verify's trainer.")
 
 
 def _wrapped(name: str) -> MethodSpecification:

@@ -1,7 +1,7 @@
 """Methods of a user's own, which tests give to nerfstudio through NERFSTUDIO_METHOD_CONFIGS and PYTHONPATH.
 
 `guide` is the guide's high-performance mode, set in Python. `putting` calls an operation that has no deterministic
-implementation. `faulty` has a fault on rank 1, at step 2, in runs whose side begins with the name in FAULTY_SIDE.
+implementation. `faulty` has a fault on rank 1, at step 2, in the run whose side is named in FAULTY_SIDE.
 """
 
 from __future__ import annotations

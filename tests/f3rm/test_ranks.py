@@ -73,7 +73,7 @@ def observe(monkeypatch: pytest.MonkeyPatch, said: list[dict[str, Any]], plan: S
     pipeline = pipeline_of(torch.nn.Linear(1, 1))
     first_batch = ranks.FirstBatch(pipeline.datamanager)
     before = ranks.observe_ranks_at_step_0(plan, pipeline, len(said))
-    after = ranks.observe_ranks_after_training(plan, pipeline, len(said), first_batch)
+    after = ranks.observe_ranks_after_training(plan, pipeline, first_batch)
     return {claim.claim: claim for claim in (*before, *after)}
 
 
@@ -129,7 +129,7 @@ class TestClaims:
     def test_of_one_rank_nothing_is_claimed(self) -> None:
         pipeline = pipeline_of(torch.nn.Linear(1, 1))
         assert ranks.observe_ranks_at_step_0(PLAN, pipeline, 1) == []
-        assert ranks.observe_ranks_after_training(PLAN, pipeline, 1, ranks.FirstBatch(Data())) == []
+        assert ranks.observe_ranks_after_training(PLAN, pipeline, None) == []
 
 
 @pytest.mark.usefixtures("group")

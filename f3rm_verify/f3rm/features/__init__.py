@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from f3rm_verify import launch_variables
+from f3rm_verify.dataset_view import folder_of
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.features.daisy import DaisyExtractor
 from f3rm_verify.files import replacing
@@ -52,7 +53,7 @@ def load_or_extract(feature_type: str, images: Sequence[Path], data: Path, *, us
     """
     extractor = EXTRACTORS[feature_type]
     key = _key(feature_type, extractor, images)
-    folder = Path(os.environ.get(launch_variables.FEATURE_CACHE) or (data if data.is_dir() else data.parent))
+    folder = Path(os.environ.get(launch_variables.FEATURE_CACHE) or folder_of(data))
     path = folder / f"f3rm_{feature_type.lower()}_features_{key[:16]}.npz"
     if use_cache and path.exists():
         return _read_cache(path, key)
