@@ -19,7 +19,7 @@ lint: $(READY)  ## style and types
 bench: $(READY)  ## measure this tool against its peers, in one sitting
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/run_wall_time.py
-	$(BIN)/python benchmarks/determinism_cost.py
+	$(BIN)/f3rm-verify cost
 
 $(READY): requirements/uv.txt requirements/train.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("f3rm-verify needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is %d.%d: call make PYTHON=python3.11" % v)'

@@ -31,6 +31,7 @@ PROGRAM = "f3rm-verify"
 FAILED = 2
 #: Stopped by Ctrl-C before there was a verdict: inconclusive.
 STOPPED = 3
+_OUTPUT = Path("f3rm-verify-out")
 #: Where a command keeps what stands after `--`.
 _REST = f"{__name__}.rest"
 
@@ -51,6 +52,18 @@ ArtefactName = Enum(  # type: ignore[misc]
     type=str,
 )
 Preset = Enum("Preset", {"small": "small", "full": "full"}, type=str)
+SeedOption = Annotated[int | None, typer.Option(help="Seed of every run.", min=0, max=2**32 - 1, show_default="42")]
+DataOption = Annotated[Path | None, typer.Option(help="Dataset; without it, the built-in scene.")]
+MethodOption = Annotated[str | None, typer.Option(help="Any method that nerfstudio knows.", show_default="f3rm")]
+LoadConfigOption = Annotated[
+    Path | None, typer.Option(help="A saved config.yml to train; gives defaults for method, data, seed and steps.")
+]
+PresetOption = Annotated[
+    Preset | None, typer.Option(help="Size of our own f3rm: small by default for the built-in scene, else full.")
+]
+NsTrainOption = Annotated[Path | None, typer.Option(help="The ns-train to call; else this environment's.")]
+StallOption = Annotated[float, typer.Option(help="Seconds without a new step after which to stop.", min=1)]
+OutputOption = Annotated[Path, typer.Option(help="Each run makes a fresh directory in here.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)]
 
 
@@ -71,41 +84,73 @@ class _KeepsTheRest(TyperCommand):
 )
 def run(
     context: typer.Context,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of every run.", min=0, max=2**32 - 1, show_default="42")
-    ] = None,
+    seed: SeedOption = None,
     iters: Annotated[int | None, typer.Option(help="Training steps of every run.", min=1, show_default="1000")] = None,
-    data: Annotated[Path | None, typer.Option(help="Dataset; without it, the built-in scene.")] = None,
-    method: Annotated[str | None, typer.Option(help="Any method that nerfstudio knows.", show_default="f3rm")] = None,
-    load_config: Annotated[
-        Path | None, typer.Option(help="A saved config.yml to train; gives defaults for the four options above.")
-    ] = None,
-    preset: Annotated[
-        Preset | None, typer.Option(help="Size of our own f3rm: small by default for the built-in scene, else full.")
-    ] = None,
+    data: DataOption = None,
+    method: MethodOption = None,
+    load_config: LoadConfigOption = None,
+    preset: PresetOption = None,
     runs: Annotated[int, typer.Option(help="How many runs; all are compared with the first.", min=2)] = 2,
     control: Annotated[bool, typer.Option("--control", help="Also train with seed + 1, which must differ.")] = False,
     jobs: Annotated[int, typer.Option(help="How many trainings at a time.", min=1)] = 2,
-    ns_train: Annotated[Path | None, typer.Option(help="The ns-train to call; else this environment's.")] = None,
+    ns_train: NsTrainOption = None,
     fresh_features: Annotated[
         bool, typer.Option("--fresh-features", help="Both runs extract their features, instead of sharing a cache.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop where a claim of the seeding does not hold.")] = False,
-    stall_timeout: Annotated[float, typer.Option(help="Seconds without a new step after which to stop.", min=1)] = 600,
-    output_dir: Annotated[Path, typer.Option(help="Each run makes a fresh directory in here.")] = Path(
-        "f3rm-verify-out"
-    ),
+    stall_timeout: StallOption = 600,
+    output_dir: OutputOption = _OUTPUT,
     render_budget: Annotated[
         float, typer.Option(help="GiB that the renders of one run may take.", min=0.001, max=2.0**20)
     ] = 4.0,
     json_file: JsonOption = None,
 ) -> None:
     """Train twice with one seed, compare everything, name the first difference."""
+    request, foreign = _request(
+        context.meta[_REST],
+        seed=seed,
+        iters=iters,
+        data=data,
+        method=method,
+        load_config=load_config,
+        preset=preset,
+        ns_train=ns_train,
+        own_arguments=("--seed-strict", "True") if strict else (),
+        stall_timeout=stall_timeout,
+        output_dir=output_dir,
+        render_budget=render_budget,
+        jobs=jobs,
+        json_file=json_file,
+    )
+    sides = {"reference": request.seed, "candidate": request.seed}
+    sides |= {f"candidate-{i}": request.seed for i in range(2, runs)}
+    sides |= {"control": (request.seed + 1) % 2**32} if control else {}
+    _verify(request, sides, json_file, foreign=foreign, fresh=fresh_features)
+
+
+def _request(
+    arguments: tuple[str, ...],
+    *,
+    seed: int | None,
+    data: Path | None,
+    method: str | None,
+    load_config: Path | None,
+    preset: Preset | None,
+    ns_train: Path | None,
+    stall_timeout: float,
+    output_dir: Path,
+    json_file: Path | None,
+    iters: int | None = None,
+    own_arguments: tuple[str, ...] = (),
+    render_budget: float = 4.0,
+    jobs: int = 1,
+    cost_steps: int | None = None,
+) -> tuple[TrainingRequest, bool]:
+    """What to train by a command's options, in a fresh directory; and whether its method is another package's."""
     from f3rm_verify import presets
     from f3rm_verify.ns_train import TrainingRequest, find_ns_train, method_provider, refuse_owned_options
     from f3rm_verify.saved_config import read_saved_config
 
-    arguments: tuple[str, ...] = context.meta[_REST]
     refuse_owned_options(arguments)
     saved = None if load_config is None else read_saved_config(load_config)
     if saved is not None:
@@ -138,17 +183,16 @@ def run(
         ns_train=ns_train,
         ns_train_args=(
             *(presets.SMALL if small else ()),
-            *(("--seed-strict", "True") if strict else ()),
+            *own_arguments,
             *arguments,
         ),
         stall_timeout=stall_timeout,
         render_budget=int(render_budget * 2**30),
         jobs=jobs,
         load_config=None if load_config is None else load_config.resolve(),
+        cost_steps=cost_steps,
     )
-    sides = {"reference": seed, "candidate": seed} | {f"candidate-{i}": seed for i in range(2, runs)}
-    sides |= {"control": (seed + 1) % 2**32} if control else {}
-    _verify(request, sides, json_file, foreign=provider is not None, fresh=fresh_features)
+    return request, provider is not None
 
 
 def _refuse_nonsense(data: Path | None, method: str, numbers: dict[str, float], json_file: Path | None) -> None:
@@ -244,6 +288,60 @@ def diff(
         reproduce=_command_line(),
     )
     _report(result, _console(), json_file)
+
+
+@app.command(
+    cls=_KeepsTheRest,
+    options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
+    epilog="Options after -- go to ns-train unchanged.",
+)
+def cost(
+    context: typer.Context,
+    steps: Annotated[int, typer.Option(help="Steps to time with and without each measure, at least.", min=1)] = 60,
+    seed: SeedOption = None,
+    data: DataOption = None,
+    method: MethodOption = None,
+    load_config: LoadConfigOption = None,
+    preset: PresetOption = None,
+    ns_train: NsTrainOption = None,
+    stall_timeout: StallOption = 600,
+    output_dir: OutputOption = _OUTPUT,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure what each measure for determinism costs this training in time and memory. Trains nothing."""
+    from f3rm_verify.cost import SIDE, measure_cost, read_cost
+    from f3rm_verify.progress import progress_display
+    from f3rm_verify.reporters.cost_report import render_cost
+    from f3rm_verify.shared_data import shared_data
+
+    request, foreign = _request(
+        context.meta[_REST],
+        seed=seed,
+        data=data,
+        method=method,
+        load_config=load_config,
+        preset=preset,
+        ns_train=ns_train,
+        stall_timeout=stall_timeout,
+        output_dir=output_dir,
+        json_file=json_file,
+        cost_steps=steps,
+    )
+    console = _console()
+    typer.echo(f"Measuring what determinism costs {request.method}, in {request.output}")
+    with (
+        progress_display(console) as watch,
+        shared_data(request, {SIDE: request.seed}, foreign=foreign, fresh=False, watch=watch) as (request, _),
+    ):
+        ended = measure_cost(request, watch=watch)
+    if ended.interruption is not None:
+        _say(f"{ended.interruption} Nothing was measured.")
+        raise typer.Exit(STOPPED)
+    if _tell_trouble(ended):
+        raise typer.Exit(FAILED)
+    result, file = read_cost(ended.trainings[0]), json_file or request.output / "result.json"
+    render_cost(result, console, output=file)
+    _write_log(file, result)
 
 
 @app.command()

@@ -17,5 +17,7 @@ RENDER_BUDGET = "F3RM_VERIFY_RENDER_BUDGET"
 SEEDING_SET = "F3RM_VERIFY_SEEDING_SET"
 #: Where this run keeps its features, so that both runs start from equal (empty) caches.
 FEATURE_CACHE = "F3RM_VERIFY_FEATURE_CACHE"
+#: How many steps with and without each measure to time, in a process that trains nothing.
+COST = "F3RM_VERIFY_COST"
 #: The user's dataset, in a process that only makes the caches in a view of it; it ends before anything is trained.
 PREPARE = "F3RM_VERIFY_PREPARE"

@@ -28,6 +28,24 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def reset_peak_rss() -> bool:
+    """Has `peak_rss_bytes` count from now on. Says whether that can be had: it takes Linux, and its permission."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    except OSError:
+        return False
+    return True
+
+
+def rss_bytes() -> int:
+    """The memory that this process has in RAM now, in bytes; 0 where there is no /proc to tell."""
+    try:
+        found = re.search(r"^VmRSS:\s*(\d+) kB$", Path("/proc/self/status").read_text("ascii", "replace"), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found is not None else 0
+
+
 def in_words(peak: object) -> str:
     """A part of a sentence with the peak in bytes, empty where it is unknown."""
     return "" if not isinstance(peak, int) else f"; its peak so far was {peak / 2**30:.2f} GiB in RAM"

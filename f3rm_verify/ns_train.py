@@ -51,7 +51,8 @@ class TrainingRequest:
     """What to train. `output` is a fresh directory; `stall_timeout` is in seconds, `render_budget` in bytes.
 
     `load_config` is a saved configuration to train, instead of the method's own. A side in `views` gets that view of
-    the data. `prepares` is the user's dataset where only the caches in a view of it are to be made.
+    the data. `prepares` is the user's dataset where only the caches in a view of it are to be made. `cost_steps` is how
+    many steps to time with and without each measure where costs are to be measured, and nothing trained.
     """
 
     seed: int
@@ -67,6 +68,7 @@ class TrainingRequest:
     load_config: Path | None = None
     views: Mapping[str, Path] = field(default_factory=dict)
     prepares: Path | None = None
+    cost_steps: int | None = None
 
 
 def find_ns_train(given: Path | None = None) -> Path:
@@ -177,7 +179,6 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             launch_variables.METHOD: request.method,
             launch_variables.NONCE: nonce,
             launch_variables.SEEDING_SET: ",".join(set_here),
-            launch_variables.RENDER_BUDGET: str(request.render_budget),
             launch_variables.FEATURE_CACHE: str(request.output / "cache" / side),
             "PYTHONUNBUFFERED": "1",
             # The log is a file of ours: whatever the terminal's encoding, no character may end a training.
@@ -186,12 +187,16 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             "COLUMNS": "120",
         }
     )
-    for name in (launch_variables.LOAD_CONFIG, launch_variables.PREPARE):
+    asked = {
+        launch_variables.LOAD_CONFIG: request.load_config,
+        launch_variables.PREPARE: request.prepares,
+        launch_variables.COST: request.cost_steps,
+        launch_variables.RENDER_BUDGET: request.render_budget if request.cost_steps is None else None,
+    }
+    for name, value in asked.items():
         child.pop(name, None)  # of a training in which this one was started
-    if request.load_config is not None:
-        child[launch_variables.LOAD_CONFIG] = str(request.load_config)
-    if request.prepares is not None:
-        child[launch_variables.PREPARE] = str(request.prepares)
+        if value is not None:
+            child[name] = str(value)
     # Two trainings side by side slow each other down many times over while their waiting threads spin. This changes
     # how threads wait, not how many there are: that number is part of the experiment and stays the user's.
     child.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -27,6 +27,8 @@ SEEDING = f"{EVIDENCE}/seeding.json"
 TRACE = f"{EVIDENCE}/trace.json"
 METRICS = f"{EVIDENCE}/metrics.json"
 STATUS = f"{EVIDENCE}/status.json"
+#: What steps took with and without each measure, where costs were measured instead of training.
+COST = f"{EVIDENCE}/cost.json"
 RENDERS = f"{EVIDENCE}/renders"
 #: Run directories of the ranks above 0, by rank; rank 0's is the run directory itself.
 RANKS = f"{EVIDENCE}/ranks"

@@ -35,6 +35,8 @@ from f3rm_verify.training_log import broken_rank, last_lines, told_reason
 #: What nerfstudio prints when it goes on with the stock method because ours could not be loaded.
 _FALLBACK = "Could not load methods from environment variable"
 _POLL_SECONDS = 0.1
+#: The phases in which steps are done, one as long as another.
+STEPPING = ("training", "measuring")
 
 
 @dataclass(kw_only=True)
@@ -64,7 +66,7 @@ class Training:
     @property
     def seconds_left(self) -> float | None:
         """Estimated from the speed so far; None before the second step."""
-        if self.ended or self.phase != "training" or self.first_step_seen is None or self.step is None:
+        if self.ended or self.phase not in STEPPING or self.first_step_seen is None or self.step is None:
             return None
         since, first = self.first_step_seen
         done = self.step - first
@@ -79,7 +81,7 @@ class Training:
 
 
 def _where(phase: str, step: int | None, steps: int) -> str:
-    if phase == "training" and step is not None:
+    if phase in STEPPING and step is not None:
         return f"after step {step}"
     if phase == "evaluating" and step is not None:
         return f"while evaluating, {step + 1} of {steps} images done"
@@ -296,7 +298,7 @@ def _read_status(training: Training) -> None:
         training.changed = time.monotonic()
     training.phase, training.step, training.steps, training.loss = phase, step, steps, loss
     training.other_ranks = others
-    if training.first_step_seen is None and phase == "training":
+    if training.first_step_seen is None and phase in STEPPING and step is not None:
         training.first_step_seen = (time.monotonic(), step)
 
 

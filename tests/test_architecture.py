@@ -108,6 +108,7 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
         "training_log",
     ),
     ("progress",): ("runner",),
+    ("cost",): ("errors", "ns_train", "run_dir", "runner"),
     ("saved_config",): ("errors", "readers.*"),
     ("dataset_view",): ("errors", "recorder"),
     ("shared_data",): ("dataset_view", "errors", "ns_train", "runner", "training_log"),

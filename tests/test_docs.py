@@ -28,7 +28,7 @@ def commands() -> list[tuple[str, str]]:
     found += [
         (document.name, command)
         for document in DOCUMENTS
-        for command in re.findall(r"`(f3rm-verify (?:run|diff|scene|seeding)[^`]*)`", document.read_text("utf8"))
+        for command in re.findall(r"`(f3rm-verify (?:run|diff|scene|seeding|cost)[^`]*)`", document.read_text("utf8"))
     ]
     return sorted({(name, line) for name, line in found if line.startswith("f3rm-verify ")})
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
 from f3rm_verify.errors import TrainingError
-from f3rm_verify.memory import REMEDY, in_words, peak_rss_bytes
+from f3rm_verify.memory import REMEDY, in_words, peak_rss_bytes, reset_peak_rss, rss_bytes
 
 
 def peak_memory() -> dict[str, int]:
@@ -19,6 +20,52 @@ def peak_memory() -> dict[str, int]:
         peak["cuda_peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
         peak["cuda_peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
     return peak
+
+
+class PeakMemory:
+    """The most memory in a span of steps; `how` says which of two ways there is to know the resident part."""
+
+    def __init__(self, *, cuda: bool) -> None:
+        self._cuda = cuda
+        self._resets = reset_peak_rss()
+        self._seen = 0
+        self.how = (
+            "the kernel's peak, reset before each block"
+            if self._resets
+            else "the most after any step: this kernel's peak cannot be reset"
+        )
+
+    def begin(self) -> None:
+        """Forgets what was before."""
+        reset_peak_rss()
+        self._seen = rss_bytes()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def sample(self) -> None:
+        """Looks, where the system does not do so by itself."""
+        if not self._resets:
+            self._seen = max(self._seen, rss_bytes())
+
+    def peaks(self) -> dict[str, int]:
+        """Since `begin`, in bytes."""
+        peaks = {"resident": peak_rss_bytes() if self._resets else self._seen}
+        if self._cuda:
+            peaks["cuda_allocated"] = torch.cuda.max_memory_allocated()
+            peaks["cuda_reserved"] = torch.cuda.max_memory_reserved()
+        return peaks
+
+    def release(self) -> None:
+        """Gives back what the allocators keep for later: it would count as the next block's."""
+        with suppress(OSError, AttributeError):  # only the GNU C library has it
+            ctypes.CDLL(None).malloc_trim(0)
+        if self._cuda:
+            torch.cuda.empty_cache()
+
+    def wait(self) -> None:
+        """Returns when the device has done what it was told."""
+        if self._cuda:
+            torch.cuda.synchronize()
 
 
 @contextmanager

@@ -18,11 +18,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from f3rm_verify import launch_variables
 from f3rm_verify.environment import describe_environment
 from f3rm_verify.errors import TrainingError
+from f3rm_verify.f3rm.checkpoints import prepare_loading
+from f3rm_verify.f3rm.cost import measure_cost, refuse_several_ranks, wanted_steps
 from f3rm_verify.f3rm.cpu_ranks import prepare_launch
 from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
-from f3rm_verify.f3rm.foreign_data import allow_paths_in_caches, only_prepares, prepare_data
+from f3rm_verify.f3rm.foreign_data import only_prepares, prepare_data
 from f3rm_verify.f3rm.lifeline import watch_launcher
-from f3rm_verify.f3rm.lpips import degrade_lpips_offline
 from f3rm_verify.f3rm.memory_use import explained_shortage, peak_memory
 from f3rm_verify.f3rm.ranks import (
     FirstBatch,
@@ -63,8 +64,14 @@ class F3RMTrainerConfig(TrainerConfig):
     seed_strict: bool = False
     """Stop before the first step where a claim of the seeding log does not hold."""
 
+    def get_checkpoint_dir(self) -> Path:
+        """Where the checkpoints are; nerfstudio's trainer and tools ask before they build a model and load one."""
+        prepare_loading()
+        return super().get_checkpoint_dir()
+
     def save_config(self) -> None:
         """Saves config.yml; nerfstudio does this last before it launches the ranks."""
+        refuse_several_ranks(self.machine)
         prepare_launch(self)
         super().save_config()
 
@@ -78,12 +85,12 @@ class SeededTrainer:
 
     def __init__(self, config: Any, local_rank: int = 0, world_size: int = 1) -> None:
         watch_launcher()
-        degrade_lpips_offline()
-        allow_paths_in_caches()
         self._plan = _plan(config, local_rank)
         self._seeding = apply_seeding(self._plan, say=_say)
         self._operations = NondeterministicOperations()
         self._steps_done = 0
+        self._records = True
+        self._steps_measured: int | None = None
         self._world_size = world_size
         directory = rank_directory(config.get_base_dir(), self._plan.rank)
         self._curves = RankCurves(directory, config) if self._plan.rank else None
@@ -137,6 +144,9 @@ class SeededTrainer:
 
     def train(self) -> None:
         """Trains; then writes the completion record and, where the launcher asked for it, metrics and renders."""
+        if wanted_steps():
+            self._measure_cost()
+            return
         first_step = self._start_step  # type: ignore[attr-defined]
         first_batch = FirstBatch(self.pipeline.datamanager) if self._world_size > 1 else None
         try:
@@ -164,18 +174,46 @@ class SeededTrainer:
         """One step, counted."""
         result = super().train_iteration(step)  # type: ignore[misc]
         self._steps_done += 1
+        if self._records:
+            self._record(step, result)
+        return result
+
+    def _record(self, step: int, result: Any) -> None:
+        """What a step costs besides training."""
         if self._curves is not None:
             self._curves.log(step, *result[:2])
         written = self._recorder.status(
-            "training",
+            "training" if self._steps_measured is None else "measuring",
             step=step,
-            steps=self._start_step + self.config.max_num_iterations,  # type: ignore[attr-defined]
+            steps=self._start_step + (self._steps_measured or self.config.max_num_iterations),  # type: ignore[attr-defined]
             # On a GPU, reading the loss would wait for the device at every step.
             loss=result[0].item() if self.config.machine.device_type == "cpu" else None,
         )
         if written:
             self._flush()
-        return result
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Inside, steps are recorded and operations watched, where that is off."""
+        self._records = True
+        try:
+            with self._operations.watched():
+                yield
+        finally:
+            self._records = False
+
+    def _measure_cost(self) -> None:
+        """Times steps instead of training; no step of a training is recorded as done, and no checkpoint kept."""
+        self._records = False
+        with explained_shortage(), self._operations.explained():
+            measure_cost(self, self._plan, recording=self._recording, tell=self._tell_measured)
+        self._recorder.complete(first_step=0, steps=0)
+        self._recorder.status("done")
+
+    def _tell_measured(self, done: int, steps: int) -> None:
+        self._steps_measured = steps
+        first = self._start_step  # type: ignore[attr-defined]
+        self._recorder.status("measuring", step=first + done - 1 if done else None, steps=first + steps)
 
     def _flush(self) -> None:
         self._recorder.flush_status()

@@ -77,11 +77,17 @@ class NondeterministicOperations:
                     show(message, *others, **keywords)
 
             warnings.showwarning = note
-            try:
+            with self.explained():
                 yield
-            except RuntimeError as error:
-                self._explain(error)
-                raise
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Inside, an operation at which torch stops ends in a TrainingError with its name and the ways on."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._explain(error)
+            raise
 
     def _explain(self, error: RuntimeError) -> None:
         """Raises TrainingError where torch ended the training because of an operation that is not deterministic."""
