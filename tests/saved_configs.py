@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_OURS = re.compile(r"^(?:enable_comprehensive_seeding|print_seed_info|seed_\w+): .*\n", re.MULTILINE)
+_OURS = re.compile(r"^(?:enable_comprehensive_seeding|encoding|print_seed_info|seed_\w+): .*\n", re.MULTILINE)
 
 
 def as_from_before(config: Path, **changes: str) -> str:

@@ -127,7 +127,7 @@ def choose_encoding(config: Any) -> None:
 
     Raises TrainingError where tcnn is asked for and cannot be had.
     """
-    model = getattr(config.pipeline, "model", None)
+    model: Any = getattr(config.pipeline, "model", None)
     takes_tcnn = getattr(model, "implementation", None) == "tcnn" and TCNN_EXISTS
     if config.encoding == "auto":
         seeded = "deterministic" if config.enable_comprehensive_seeding else "stock"

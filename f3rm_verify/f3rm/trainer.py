@@ -21,6 +21,7 @@ from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.checkpoints import prepare_loading
 from f3rm_verify.f3rm.cost import measure_cost, refuse_several_ranks, wanted_steps
 from f3rm_verify.f3rm.cpu_ranks import prepare_launch
+from f3rm_verify.f3rm.encoding import Encoding, choose_encoding, describe_encodings, observe_encodings, switch_encodings
 from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
 from f3rm_verify.f3rm.foreign_data import only_prepares, prepare_data
 from f3rm_verify.f3rm.lifeline import watch_launcher
@@ -33,6 +34,7 @@ from f3rm_verify.f3rm.ranks import (
     rank_directory,
     require_shared_gradients,
 )
+from f3rm_verify.f3rm.refusal import refuse
 from f3rm_verify.f3rm.training_audit import (
     NondeterministicOperations,
     end_if_strict,
@@ -40,7 +42,7 @@ from f3rm_verify.f3rm.training_audit import (
     observe_at_step_0,
     seeded_construction,
 )
-from f3rm_verify.f3rm.training_facts import data_digests, encodings, implementation
+from f3rm_verify.f3rm.training_facts import data_digests, implementation
 from f3rm_verify.recorder import Recorder, digest_files, digest_tensors
 from f3rm_verify.seeding import apply_seeding, tell_line, warning_line
 from f3rm_verify.seeding_plan import Claim, SeedingPlan
@@ -63,6 +65,9 @@ class F3RMTrainerConfig(TrainerConfig):
     """Print the seeding log."""
     seed_strict: bool = False
     """Stop before the first step where a claim of the seeding log does not hold."""
+    encoding: Encoding = "auto"
+    """Which hash grids the model gets: nerfstudio's stock ones, deterministic ones, or tiny-cuda-nn's; auto is
+    deterministic where the training is seeded and the model does not take tiny-cuda-nn's."""
 
     def get_checkpoint_dir(self) -> Path:
         """Where the checkpoints are; nerfstudio's trainer and tools ask before they build a model and load one."""
@@ -72,6 +77,10 @@ class F3RMTrainerConfig(TrainerConfig):
     def save_config(self) -> None:
         """Saves config.yml; nerfstudio does this last before it launches the ranks."""
         refuse_several_ranks(self.machine)
+        try:
+            choose_encoding(self)
+        except TrainingError as error:
+            refuse(str(error))
         prepare_launch(self)
         super().save_config()
 
@@ -85,6 +94,7 @@ class SeededTrainer:
 
     def __init__(self, config: Any, local_rank: int = 0, world_size: int = 1) -> None:
         watch_launcher()
+        choose_encoding(config)
         self._plan = _plan(config, local_rank)
         self._seeding = apply_seeding(self._plan, say=_say)
         self._operations = NondeterministicOperations()
@@ -119,16 +129,18 @@ class SeededTrainer:
             self._prepare()
         with self._measured_memory(), self._explained_failures(), seeded_construction(self._plan):
             super().setup(*arguments, **keywords)  # type: ignore[misc]
+        switch_encodings(self.pipeline.model, deterministic=self.config.encoding == "deterministic")
         require_shared_gradients(self.pipeline, self._world_size)
         ranks = observe_ranks_at_step_0(self._plan, self.pipeline, self._world_size)
-        self._add_claims([*observe_at_step_0(self._plan, self.pipeline), *ranks])
+        grids = observe_encodings(self._plan, self.pipeline.model)
+        self._add_claims([*observe_at_step_0(self._plan, self.pipeline), *grids, *ranks])
         end_if_strict(self._seeding, strict=self.config.seed_strict)
         if self._evaluates:
             check_render_budget(self.pipeline, self.base_dir, float(os.environ[launch_variables.RENDER_BUDGET]))
         self._recorder.update_manifest(
             {
                 "data": data_digests(self.pipeline.datamanager),
-                "encodings": encodings(self.pipeline.model),
+                "encodings": describe_encodings(self.pipeline.model),
                 "parameters": {"before": self._parameter_digest(), "after": None},
                 "lpips": getattr(getattr(self.pipeline.model, "lpips", None), "unavailable_because", None),
             }

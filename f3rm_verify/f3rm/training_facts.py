@@ -25,15 +25,6 @@ def _class_name(target: Any) -> str:
     return f"{target.__module__}.{target.__qualname__}"
 
 
-def encodings(model: torch.nn.Module) -> dict[str, str]:
-    """The implementation of every encoding of the model, by module path."""
-    return {
-        name: "tcnn" if getattr(module, "tcnn_encoding", None) is not None else f"torch ({type(module).__name__})"
-        for name, module in model.named_modules()
-        if hasattr(module, "tcnn_encoding")
-    }
-
-
 def data_digests(datamanager: Any) -> dict[str, Any]:
     """A digest of every image and of the file with the poses, and of the features."""
     files: list[Path] = []

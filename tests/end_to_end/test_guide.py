@@ -57,8 +57,9 @@ def test_what_should_change_no_bit_between_two_runs_does_not(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("more", [(), ("--seed-warn-only", "True", "--seed-cublas-workspace", "False")])
 def test_without_deterministic_algorithms_it_diverges(tmp_path: Path, more: tuple[str, ...]) -> None:
-    """Alone, and with the rest of the guide's high-performance mode."""
-    done = verify(tmp_path, "--iters", "12", "--", "--seed-deterministic-algorithms", "False", *more)
+    """Alone, and with the rest of the guide's high-performance mode; with nerfstudio's own hash grids."""
+    words = ("--seed-deterministic-algorithms", "False", "--encoding", "stock", *more)
+    done = verify(tmp_path, "--iters", "12", "--", *words)
     assert done.code == 1, done.output + done.errors
     assert "deterministic algorithms were off" in done.result["first_divergence"]["cause"]
     # Everything else of the seeding is on: both start from the same weights and the same batch.
@@ -69,7 +70,7 @@ def test_without_deterministic_algorithms_it_diverges(tmp_path: Path, more: tupl
 
 
 def test_high_performance_mode_set_in_python_diverges(tmp_path: Path) -> None:
-    words = ("--method", "guide", "--iters", "12", "--fresh-features", "--", *SMALL)
+    words = ("--method", "guide", "--iters", "12", "--fresh-features", "--", *SMALL, "--encoding", "stock")
     done = verify(tmp_path, *words, env=user_methods("guide"))
     assert done.code == 1, done.output + done.errors
     assert done.result["first_divergence"]["step"] is not None

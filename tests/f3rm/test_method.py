@@ -42,16 +42,16 @@ def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stepped]:
     config.pipeline.datamanager.data = config.data
     config.set_timestamp()
     calls: list[int] = []
-    forward = HashEncoding.pytorch_fwd
+    forward = HashEncoding.forward
 
     def counted(self: Any, positions: Any) -> Any:
         calls.append(positions[..., 0].numel() * self.num_levels * self.features_per_level)
         return forward(self, positions)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HashEncoding, "pytorch_fwd", counted)
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup()
+        patch.setattr(HashEncoding, "forward", counted)  # now: the seeding log probes the grids, too
         seen: dict[str, Any] = {}
         next_train, get_losses = trainer.pipeline.datamanager.next_train, trainer.pipeline.get_train_loss_dict
 

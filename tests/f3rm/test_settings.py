@@ -97,15 +97,21 @@ def test_by_default_one_batch_has_one_gradient(build: Build) -> None:
     assert len(gradients(build(), 5)) == 1
 
 
+def test_the_deterministic_grid_does_without_deterministic_algorithms(build: Build) -> None:
+    trainer = build("--seed-deterministic-algorithms", "False")
+    assert trainer.config.encoding == "deterministic"
+    assert len(gradients(trainer, 5)) == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        ("--seed-deterministic-algorithms", "False"),
+        ("--seed-deterministic-algorithms", "False", "--encoding", "stock"),
         ("--enable-comprehensive-seeding", "False"),
         # The guide's high-performance mode.
         (
             *("--seed-deterministic-algorithms", "False", "--seed-warn-only", "True"),
-            *("--seed-cublas-workspace", "False"),
+            *("--seed-cublas-workspace", "False", "--encoding", "stock"),
         ),
     ],
 )

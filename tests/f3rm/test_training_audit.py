@@ -250,6 +250,7 @@ class Watched:
             max_num_iterations=1,
             method_name="stock",
             pipeline=part,
+            encoding="auto",
         )
 
 
