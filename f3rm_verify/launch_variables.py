@@ -19,5 +19,7 @@ SEEDING_SET = "F3RM_VERIFY_SEEDING_SET"
 FEATURE_CACHE = "F3RM_VERIFY_FEATURE_CACHE"
 #: How many steps with and without each measure to time, in a process that trains nothing.
 COST = "F3RM_VERIFY_COST"
+#: Names of the measures to time, separated by commas; all of them where it is empty.
+COST_ONLY = "F3RM_VERIFY_COST_ONLY"
 #: The user's dataset, in a process that only makes the caches in a view of it; it ends before anything is trained.
 PREPARE = "F3RM_VERIFY_PREPARE"

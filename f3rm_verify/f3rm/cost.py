@@ -19,6 +19,7 @@ from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from f3rm_verify import launch_variables
 from f3rm_verify.environment import describe_environment
 from f3rm_verify.f3rm.cost_measures import Measure, Switch, known_measures, nothing_on, switched_on
+from f3rm_verify.f3rm.encoding import describe_encodings, deterministic_grids, switch_encodings
 from f3rm_verify.f3rm.memory_use import PeakMemory
 from f3rm_verify.f3rm.refusal import refuse
 from f3rm_verify.recorder import write_json
@@ -138,23 +139,44 @@ def measure_cost(trainer: Any, plan: SeedingPlan, *, recording: Switch, tell: Ca
 
     `recording` switches on what the trainer does besides training. `tell` gets the steps done and how many there are.
     """
-    measures = known_measures(plan, device=trainer.device, recording=recording)
-    compared = comparisons(measures)
+    measures = known_measures(plan, device=trainer.device, grids=_grids(trainer), recording=recording)
+    possible = comparisons(measures)
+    compared = _wanted(possible)
     rounds = 2 * -(-(wanted_steps() or 1) // (2 * COUNTED))
     memory = PeakMemory(cuda=torch.device(trainer.device).type == "cuda")
     stepper = Stepper(trainer, after=memory.sample)
     total = 2 * WARM_UP + 2 * (SETTLING + COUNTED) * rounds * len(compared)
     timing = Timing(stepper, begin=memory.begin, peaks=memory.peaks, release=memory.release, wait=memory.wait)
     tell(0, total)
+    switch_encodings(trainer.pipeline.model, deterministic=False)
     with nothing_on():
-        for measures_on in (compared[-1].within, ()):
+        for measures_on in (possible[-1].within, ()):
             with switched_on(measures_on):
                 for _ in range(WARM_UP):
                     stepper()
         pairs = compare(timing, compared, rounds, progress=lambda: tell(stepper.done, total))
     rows = [_row(CONTROL, pairs), *(_row(one.name, pairs, one) for one in measures), _row(EVERYTHING, pairs)]
+    rows = [row for row in rows if row["pairs"] or row["not_applicable"]]
     head = {"schema_version": SCHEMA_VERSION, "settings": {**_settings(trainer, plan), "resident": memory.how}}
     write_json(trainer.base_dir / COST, {**head, "comparisons": rows})
+
+
+def _grids(trainer: Any) -> Measure:
+    """The deterministic hash grids against nerfstudio's, which train in every other block."""
+    encoding, model = trainer.config.encoding, trainer.pipeline.model
+    found = "deterministic" in describe_encodings(model).values()
+    why = None if found else f"off: --encoding {encoding}" if encoding != "deterministic" else "no torch hash grids"
+    return Measure(name="deterministic hash grids", on=lambda: deterministic_grids(model), inapplicable=why)
+
+
+def _wanted(compared: list[Comparison]) -> list[Comparison]:
+    """Of the comparisons, the control and those that the launcher asked for; ends the process where one is unknown."""
+    only = list(filter(None, os.environ.get(launch_variables.COST_ONLY, "").split(",")))
+    names = [comparison.name for comparison in compared]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        refuse(f"Nothing called {', '.join(map(repr, unknown))} can be measured here; there are {', '.join(names)}.")
+    return [comparison for comparison in compared if not only or comparison.name in (CONTROL, *only)]
 
 
 def _row(name: str, pairs: dict[str, list[dict[str, Block]]], measure: Measure | None = None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def switched_on(measures: Sequence[Measure]) -> Iterator[None]:
         yield
 
 
-def known_measures(plan: SeedingPlan, *, device: str, recording: Switch) -> list[Measure]:
+def known_measures(plan: SeedingPlan, *, device: str, grids: Measure, recording: Switch) -> list[Measure]:
     """What can be switched on and off in one process. What else the trainer does is the same in every block."""
     off = _switched_off(plan, plan.deterministic_algorithms, "--seed-deterministic-algorithms")
     algorithms = "deterministic algorithms"
@@ -49,6 +49,7 @@ def known_measures(plan: SeedingPlan, *, device: str, recording: Switch) -> list
             on=lambda: _cublas_workspace(CUBLAS_WORKSPACE),
             inapplicable=_no_cublas(plan, torch.device(device)),
         ),
+        grids,
         Measure(name="recorder", on=recording),
     ]
 

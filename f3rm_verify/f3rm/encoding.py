@@ -6,6 +6,8 @@ algorithms are on. Here every entry of the table belongs to one thread, which ad
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -158,6 +160,16 @@ def switch_encodings(model: nn.Module, *, deterministic: bool) -> None:
     for module in model.modules():
         if type(module) is old and module.tcnn_encoding is None:
             module.__class__ = new
+
+
+@contextmanager
+def deterministic_grids(model: nn.Module) -> Iterator[None]:
+    """Inside, the torch hash grids of a model are deterministic, afterwards stock."""
+    switch_encodings(model, deterministic=True)
+    try:
+        yield
+    finally:
+        switch_encodings(model, deterministic=False)
 
 
 def describe_encodings(model: nn.Module) -> dict[str, str]:

@@ -20,6 +20,13 @@ pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
 PLAN = SeedingPlan(base_seed=42)
 
 
+def known(plan: SeedingPlan = PLAN) -> list[Any]:
+    from f3rm_verify.f3rm.cost_measures import Measure, known_measures
+
+    grids = Measure(name="grids", on=nullcontext, inapplicable="off: --encoding stock")
+    return known_measures(plan, device="cpu", grids=grids, recording=nullcontext)
+
+
 class FakeTraining:
     """Steps that take a second of a clock of their own, twice as long while a measure is on."""
 
@@ -116,9 +123,9 @@ def flags() -> tuple[Any, ...]:
 def test_flags_are_afterwards_as_they_were_also_when_a_step_fails(before: int) -> None:
     import torch
 
-    from f3rm_verify.f3rm.cost_measures import known_measures, nothing_on, switched_on
+    from f3rm_verify.f3rm.cost_measures import nothing_on, switched_on
 
-    algorithms, filling, *_ = known_measures(PLAN, device="cpu", recording=nullcontext)
+    algorithms, filling, *_ = known()
     torch.set_deterministic_debug_mode(before)
     first = flags()
     with pytest.raises(ValueError, match="a step"), nothing_on():
@@ -137,10 +144,7 @@ def test_flags_are_afterwards_as_they_were_also_when_a_step_fails(before: int) -
 def test_warn_only_warns() -> None:
     import torch
 
-    from f3rm_verify.f3rm.cost_measures import known_measures
-
-    plan = SeedingPlan(base_seed=42, warn_only=True)
-    with known_measures(plan, device="cpu", recording=nullcontext)[0].on():
+    with known(SeedingPlan(base_seed=42, warn_only=True))[0].on():
         assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
@@ -156,11 +160,8 @@ def test_warn_only_warns() -> None:
     ],
 )
 def test_what_cannot_be_measured_here_says_why(changes: dict[str, Any], reasons: list[str | None]) -> None:
-    from f3rm_verify.f3rm.cost_measures import known_measures
-
-    plan = SeedingPlan(base_seed=42, **changes)
-    found = known_measures(plan, device="cpu", recording=nullcontext)
-    assert [measure.inapplicable for measure in found] == reasons
+    found = known(SeedingPlan(base_seed=42, **changes))
+    assert [measure.inapplicable for measure in found if measure.name != "grids"] == reasons
 
 
 def test_the_peak_is_that_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,3 +201,41 @@ def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     with pytest.raises(SystemExit):
         refused(SimpleNamespace(num_devices=2, num_machines=1))
     assert "leave --machine.num-devices at 1" in capsys.readouterr().err
+
+
+def test_only_what_is_asked_for_is_measured_besides_the_control(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from f3rm_verify.f3rm.cost import _wanted, comparisons
+
+    possible = comparisons(known())
+    assert _wanted(possible) == possible
+    monkeypatch.setenv("F3RM_VERIFY_COST_ONLY", "everything,recorder")
+    assert [one.name for one in _wanted(possible)] == ["nothing (control)", "recorder", "everything"]
+    monkeypatch.setenv("F3RM_VERIFY_COST_ONLY", "recorder,grids")
+    with pytest.raises(SystemExit):
+        _wanted(possible)
+    assert "Nothing called 'grids' can be measured here; there are nothing (control), " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "reason"),
+    [("deterministic", None), ("stock", "off: --encoding stock"), ("tcnn", "off: --encoding tcnn")],
+)
+def test_grids_are_measured_where_the_training_has_deterministic_ones(encoding: str, reason: str | None) -> None:
+    from nerfstudio.field_components.encodings import HashEncoding
+    from torch import nn
+
+    from f3rm_verify.f3rm.cost import _grids
+    from f3rm_verify.f3rm.encoding import describe_encodings, switch_encodings
+
+    model = nn.Sequential(HashEncoding(num_levels=2, log2_hashmap_size=4, implementation="torch"))
+    switch_encodings(model, deterministic=encoding == "deterministic")
+    trainer = SimpleNamespace(config=SimpleNamespace(encoding=encoding), pipeline=SimpleNamespace(model=model))
+    measure = _grids(trainer)
+    assert measure.inapplicable == reason
+    switch_encodings(model, deterministic=False)
+    with pytest.raises(ValueError, match="a step"), measure.on():
+        assert describe_encodings(model) == {"0": "deterministic"}
+        raise ValueError("a step")
+    assert describe_encodings(model) == {"0": "stock"}
