@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint lock bench clean
+.PHONY: demo test browser lint lock bench clean
 
 demo: $(READY)  ## train the built-in scene twice, compare everything, print the verdict
 	$(BIN)/f3rm-verify run --seed 42 --iters 1000
 
-test: $(READY) lint  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY) lint browser  ## all tests, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+browser:  ## the browser that reports are tested in, where it is missing and can be had
+	command -v chromium || { [ "$$(id -u)" != 0 ] || { apt-get update -qq && apt-get install -y -qq chromium; }; }
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
