@@ -187,7 +187,7 @@ class TestCommand:
             ("run = begin(); raise ValueError('boom')", 2, "boom"),
             ("print('f3rm-verify: Nothing here can be measured.'); sys.exit(2)", 2, "Nothing here can be measured."),
             ("stock(); time.sleep(60)", 2, "does not run under f3rm-verify's trainer"),
-            ("run = begin(); run.steps(); run.finish()", 2, "install the same version there"),
+            ("run = begin(); run.step(); run.finish()", 2, "install the same version there"),
             (MEASURES.replace("'schema_version': 1", "'schema_version': 2", 1), 2, "install the same version there"),
             ("os.kill(os.getppid(), 2); time.sleep(60)", 3, "stopped by SIGINT"),
         ],
