@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from enum import Enum
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from f3rm_verify.difference import Result
-    from f3rm_verify.ns_train import TrainingRequest
-    from f3rm_verify.runner import Trainings
 
 PROGRAM = "f3rm-verify"
 #: Wrong usage, or a failure of this program: nothing was decided.
@@ -106,164 +103,48 @@ def run(
     json_file: JsonOption = None,
 ) -> None:
     """Train twice with one seed, compare everything, name the first difference."""
-    request, foreign = _request(
+    from f3rm_verify.policy import RUN_POLICY
+    from f3rm_verify.progress import progress_display
+    from f3rm_verify.verification import compare_trained, sides_of, train, training_request
+
+    _refuse_unwritable(json_file)
+    request = training_request(
         context.meta[_REST],
         seed=seed,
         iters=iters,
         data=data,
         method=method,
         load_config=load_config,
-        preset=preset,
+        preset=preset and preset.value,
         ns_train=ns_train,
         own_arguments=("--seed-strict", "True") if strict else (),
         stall_timeout=stall_timeout,
         output_dir=output_dir,
         render_budget=render_budget,
         jobs=jobs,
-        json_file=json_file,
     )
-    sides = {"reference": request.seed, "candidate": request.seed}
-    sides |= {f"candidate-{i}": request.seed for i in range(2, runs)}
-    sides |= {"control": (request.seed + 1) % 2**32} if control else {}
-    _verify(request, sides, json_file, foreign=foreign, fresh=fresh_features)
+    sides = sides_of(request.seed, runs=runs, control=control)
+    console = _console()
+    typer.echo(f"Training {request.method} {len(sides)} times, {request.iters} steps each, in {request.output}")
+    with progress_display(console) as watch:
+        trained = train(request, sides, watch=watch, fresh=fresh_features)
+    if trained.told is not None:
+        _say(trained.told)
+    if trained.nothing_to_compare is not None:
+        _say(trained.nothing_to_compare)
+        raise typer.Exit(STOPPED)
+    result = compare_trained(trained, policy=RUN_POLICY, reproduce=_command_line())
+    _report(result, console, json_file or request.output / "result.json")
 
 
-def _request(
-    arguments: tuple[str, ...],
-    *,
-    seed: int | None,
-    data: Path | None,
-    method: str | None,
-    load_config: Path | None,
-    preset: Preset | None,
-    ns_train: Path | None,
-    stall_timeout: float,
-    output_dir: Path,
-    json_file: Path | None,
-    iters: int | None = None,
-    own_arguments: tuple[str, ...] = (),
-    render_budget: float = 4.0,
-    jobs: int = 1,
-    cost_steps: int | None = None,
-) -> tuple[TrainingRequest, bool]:
-    """What to train by a command's options, in a fresh directory; and whether its method is another package's."""
-    from f3rm_verify import presets
-    from f3rm_verify.ns_train import TrainingRequest, find_ns_train, method_provider, refuse_owned_options
-    from f3rm_verify.saved_config import read_saved_config
-
-    refuse_owned_options(arguments)
-    saved = None if load_config is None else read_saved_config(load_config)
-    if saved is not None:
-        if method not in (None, saved.method):
-            raise UsageError(f"--method {method} is not that of --load-config, {saved.method}; leave one of them out.")
-        method, data = saved.method, data or saved.existing_data()
-    seed = (saved.seed if saved else 42) if seed is None else seed
-    iters, method = iters or (saved.iters if saved else 1000), method or "f3rm"
-    _refuse_nonsense(data, method, {"stall-timeout": stall_timeout, "render-budget": render_budget}, json_file)
-    ns_train = find_ns_train(ns_train)
-    provider = method_provider(ns_train, method) if saved is None else saved.foreign_provider
-    ours = method == "f3rm" and provider is None and saved is None
-    if preset is not None and saved is not None:
-        raise UsageError(
-            "--preset cannot be given with --load-config, which has its size; change it by options after --."
-        )
-    if preset is Preset.small and not ours:
-        raise UsageError(
-            f"--preset small is a size of f3rm-verify's own f3rm; shrink {provider or 'nerfstudio'}'s {method} by "
-            "options after --."
-        )
-    small = (preset or (Preset.small if data is None and ours else Preset.full)) is Preset.small
-    output = _fresh_directory(output_dir)
-    request = TrainingRequest(
-        seed=seed,
-        iters=iters,
-        data=(data or _built_in_scene(output)).resolve(),
-        method=method,
-        output=output.resolve(),
-        ns_train=ns_train,
-        ns_train_args=(
-            *(presets.SMALL if small else ()),
-            *own_arguments,
-            *arguments,
-        ),
-        stall_timeout=stall_timeout,
-        render_budget=int(render_budget * 2**30),
-        jobs=jobs,
-        load_config=None if load_config is None else load_config.resolve(),
-        cost_steps=cost_steps,
-    )
-    return request, provider is not None
-
-
-def _refuse_nonsense(data: Path | None, method: str, numbers: dict[str, float], json_file: Path | None) -> None:
-    """Raises UsageError, before anything is written or trained, for what cannot work."""
-    if not re.fullmatch(r"\w[\w.+-]*", method):
-        raise UsageError(f"--method {method!r} is not a name that a method can have.")
-    if data is not None and not data.exists():
-        raise UsageError(f"--data {data} does not exist; give a dataset in a format that nerfstudio reads.")
-    for name, value in numbers.items():
-        if value != value:
-            raise UsageError(f"--{name} is not a number; give one.")
+def _refuse_unwritable(json_file: Path | None) -> None:
+    """Raises UsageError, before anything is written or trained, where the result could not be."""
     if json_file is not None:
         folder = json_file.absolute().parent
         while not folder.exists():
             folder = folder.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"--json {json_file} cannot be written: {folder} takes no new files; name another file.")
-
-
-def _verify(
-    request: TrainingRequest, sides: dict[str, int], json_file: Path | None, *, foreign: bool, fresh: bool
-) -> NoReturn:
-    """Trains, compares what the trainings left, also when they failed, and exits like the verdict."""
-    from f3rm_verify.compare_runs import compare_runs
-    from f3rm_verify.policy import RUN_POLICY
-    from f3rm_verify.progress import progress_display
-    from f3rm_verify.run_dir import RunDir
-    from f3rm_verify.runner import run_trainings
-    from f3rm_verify.shared_data import shared_data
-
-    console = _console()
-    typer.echo(f"Training {request.method} {len(sides)} times, {request.iters} steps each, in {request.output}")
-    with (
-        progress_display(console) as watch,
-        shared_data(request, sides, foreign=foreign, fresh=fresh, watch=watch) as (request, changed),
-    ):
-        ended = run_trainings(request, sides, watch=watch)
-    trouble = [*_tell_trouble(ended), *changed]
-    found = {training.side: RunDir(training.directory) for training in ended.trainings if training.directory}
-    missing = [side for side in sides if side not in found and side != "reference"]
-    reference, control = found.pop("reference", None), found.pop("control", None)
-    if reference is None or not found:
-        side = "reference" if reference is None else missing[0]
-        _say(f"There is nothing to compare: the {side} run left nothing in {request.output}.")
-        raise typer.Exit(STOPPED)
-    result = compare_runs(
-        reference,
-        found,
-        policy=RUN_POLICY,
-        control=control,
-        reproduce=_command_line(),
-        trouble=[*trouble, *(f"the {side} run never began" for side in missing)],
-    )
-    _report(result, console, json_file or request.output / "result.json")
-
-
-def _tell_trouble(ended: Trainings) -> list[str]:
-    """Says why the trainings ended early, with the last log lines of the one that failed; the same as sentences."""
-    from f3rm_verify.training_log import last_lines, told_reason
-
-    failed = ended.failed
-    if failed is not None and failed.failure is not None:
-        if told_reason(failed.log) is not None:  # the failure says it
-            _say(f"{failed.failure} Its log is {failed.log}.")
-            return [failed.failure]
-        _say(f"{failed.failure}\nThe end of its log, {failed.log}:\n{last_lines(failed.log)}")
-        return [failed.failure]
-    if ended.interruption is not None:
-        _say(f"{ended.interruption} What they left is kept and compared.")
-        return [ended.interruption]
-    return []
 
 
 @app.command()
@@ -313,31 +194,34 @@ def cost(
     from f3rm_verify.progress import progress_display
     from f3rm_verify.reporters.cost_report import render_cost
     from f3rm_verify.shared_data import shared_data
+    from f3rm_verify.verification import training_request, what_went_wrong
 
-    request, foreign = _request(
+    _refuse_unwritable(json_file)
+    request = training_request(
         context.meta[_REST],
         seed=seed,
         data=data,
         method=method,
         load_config=load_config,
-        preset=preset,
+        preset=preset and preset.value,
         ns_train=ns_train,
         stall_timeout=stall_timeout,
         output_dir=output_dir,
-        json_file=json_file,
         cost_steps=steps,
     )
     console = _console()
     typer.echo(f"Measuring what determinism costs {request.method}, in {request.output}")
     with (
         progress_display(console) as watch,
-        shared_data(request, {SIDE: request.seed}, foreign=foreign, fresh=False, watch=watch) as (request, _),
+        shared_data(request, {SIDE: request.seed}, foreign=request.foreign, fresh=False, watch=watch) as (request, _),
     ):
         ended = measure_cost(request, watch=watch)
     if ended.interruption is not None:
         _say(f"{ended.interruption} Nothing was measured.")
         raise typer.Exit(STOPPED)
-    if _tell_trouble(ended):
+    _, told = what_went_wrong(ended)
+    if told is not None:
+        _say(told)
         raise typer.Exit(FAILED)
     result, file = read_cost(ended.trainings[0]), json_file or request.output / "result.json"
     render_cost(result, console, output=file)
@@ -404,28 +288,6 @@ def _report(result: Result, console: Console, json_file: Path | None) -> NoRetur
     if problem is not None:
         _say(str(problem))
     raise typer.Exit(result.outcome.exit_code or (FAILED if problem is not None else 0))
-
-
-def _fresh_directory(parent: Path) -> Path:
-    """A new directory in `parent`, named by the time; a run never mixes with another's evidence."""
-    import time
-
-    stamp = time.strftime("%Y-%m-%d_%H%M%S")
-    for name in (stamp, *(f"{stamp}-{i}" for i in range(2, 1000))):
-        try:
-            (parent / name).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UsageError(f"--output-dir {parent} cannot be written to ({error.strerror}).") from error
-        return parent / name
-    raise UsageError(f"--output-dir {parent} holds a thousand runs of this second; give another one.")
-
-
-def _built_in_scene(output: Path) -> Path:
-    from f3rm_verify.scene import SCENE_NAME, write_scene
-
-    return write_scene(output / SCENE_NAME)
 
 
 def _console() -> Console:

@@ -50,9 +50,10 @@ _KNOWN_PROVIDERS = ("f3rm_verify", "nerfstudio")
 class TrainingRequest:
     """What to train. `output` is a fresh directory; `stall_timeout` is in seconds, `render_budget` in bytes.
 
-    `load_config` is a saved configuration to train, instead of the method's own. A side in `views` gets that view of
-    the data. `prepares` is the user's dataset where only the caches in a view of it are to be made. `cost_steps` is how
-    many steps to time with and without each measure where costs are to be measured, and nothing trained.
+    `load_config` is a saved configuration to train, instead of the method's own. `foreign` says that the method is
+    another package's, whose data manager may keep caches in the dataset. A side in `views` gets that view of the data.
+    `prepares` is the user's dataset where only the caches in a view of it are to be made. `cost_steps` is how many
+    steps to time with and without each measure where costs are to be measured, and nothing trained.
     """
 
     seed: int
@@ -66,6 +67,7 @@ class TrainingRequest:
     render_budget: int = 4 * 2**30
     jobs: int = 2
     load_config: Path | None = None
+    foreign: bool = False
     views: Mapping[str, Path] = field(default_factory=dict)
     prepares: Path | None = None
     cost_steps: int | None = None

@@ -1,0 +1,188 @@
+"""From what a person asks for to a result: the request, the trainings, the comparison of what they left."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from f3rm_verify import presets
+from f3rm_verify.errors import UsageError
+from f3rm_verify.ns_train import TrainingRequest, find_ns_train, method_provider, refuse_owned_options
+from f3rm_verify.run_dir import RunDir
+from f3rm_verify.runner import Training, Trainings, run_trainings
+from f3rm_verify.shared_data import shared_data
+from f3rm_verify.training_log import last_lines, told_reason
+
+if TYPE_CHECKING:
+    from f3rm_verify.difference import Result
+    from f3rm_verify.policy import Policy
+
+Watch = Callable[[Sequence[Training]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the trainings left: the runs by side, and in sentences what went wrong.
+
+    `missing` are the sides that left nothing. `told` is what to show at once, with the end of a log where one helps.
+    """
+
+    runs: Mapping[str, RunDir]
+    missing: tuple[str, ...]
+    trouble: tuple[str, ...]
+    told: str | None
+    output: Path
+
+    @property
+    def nothing_to_compare(self) -> str | None:
+        """Why there are no two runs to compare, None where there are."""
+        found = [side for side in self.runs if side != "control"]
+        if "reference" in found and len(found) > 1:
+            return None
+        return f"There is nothing to compare: the {self.missing[0]} run left nothing in {self.output}."
+
+
+def training_request(
+    arguments: tuple[str, ...] = (),
+    *,
+    output_dir: Path,
+    seed: int | None = None,
+    iters: int | None = None,
+    data: Path | None = None,
+    method: str | None = None,
+    load_config: Path | None = None,
+    preset: str | None = None,
+    ns_train: Path | None = None,
+    own_arguments: tuple[str, ...] = (),
+    stall_timeout: float = 600.0,
+    render_budget: float = 4.0,
+    jobs: int = 1,
+    cost_steps: int | None = None,
+) -> TrainingRequest:
+    """What to train, in a fresh directory in `output_dir`; None stands for the default, by whatever it depends on.
+
+    `arguments` go to ns-train; `render_budget` is in GiB. Raises UsageError, before anything is written, for what
+    cannot work.
+    """
+    from f3rm_verify.saved_config import read_saved_config
+
+    refuse_owned_options(arguments)
+    saved = None if load_config is None else read_saved_config(load_config)
+    if saved is not None:
+        if method not in (None, saved.method):
+            raise UsageError(f"--method {method} is not that of --load-config, {saved.method}; leave one of them out.")
+        method, data = saved.method, data or saved.existing_data()
+    seed = (saved.seed if saved else 42) if seed is None else seed
+    iters, method = iters or (saved.iters if saved else 1000), method or "f3rm"
+    _refuse_nonsense(data, method, {"stall-timeout": stall_timeout, "render-budget": render_budget})
+    ns_train = find_ns_train(ns_train)
+    provider = method_provider(ns_train, method) if saved is None else saved.foreign_provider
+    ours = method == "f3rm" and provider is None and saved is None
+    if preset is not None and saved is not None:
+        raise UsageError(
+            "--preset cannot be given with --load-config, which has its size; change it by options after --."
+        )
+    if preset == "small" and not ours:
+        raise UsageError(
+            f"--preset small is a size of f3rm-verify's own f3rm; shrink {provider or 'nerfstudio'}'s {method} by "
+            "options after --."
+        )
+    small = (preset or ("small" if data is None and ours else "full")) == "small"
+    output = _fresh_directory(output_dir)
+    return TrainingRequest(
+        seed=seed,
+        iters=iters,
+        data=(data or _built_in_scene(output)).resolve(),
+        method=method,
+        output=output.resolve(),
+        ns_train=ns_train,
+        ns_train_args=(*(presets.SMALL if small else ()), *own_arguments, *arguments),
+        stall_timeout=stall_timeout,
+        render_budget=int(render_budget * 2**30),
+        jobs=jobs,
+        load_config=None if load_config is None else load_config.resolve(),
+        foreign=provider is not None,
+        cost_steps=cost_steps,
+    )
+
+
+def sides_of(seed: int, *, runs: int = 2, control: bool = False) -> dict[str, int]:
+    """The sides of a verification with their seeds, the reference first and the control, which must differ, last."""
+    sides = {"reference": seed, "candidate": seed} | {f"candidate-{i}": seed for i in range(2, runs)}
+    return {**sides, "control": (seed + 1) % 2**32} if control else sides
+
+
+def train(request: TrainingRequest, sides: Mapping[str, int], *, watch: Watch, fresh: bool = False) -> Trained:
+    """Trains every side on the same data; `fresh` lets each extract its features."""
+    with shared_data(request, sides, foreign=request.foreign, fresh=fresh, watch=watch) as (viewed, changed):
+        ended = run_trainings(viewed, sides, watch=watch)
+    runs = {training.side: RunDir(training.directory) for training in ended.trainings if training.directory}
+    sentence, told = what_went_wrong(ended)
+    return Trained(
+        runs=runs,
+        missing=tuple(side for side in sides if side not in runs),
+        trouble=(*([sentence] if sentence else []), *changed),
+        told=told,
+        output=request.output,
+    )
+
+
+def compare_trained(trained: Trained, *, policy: Policy, reproduce: str = "") -> Result:
+    """The result over all that was trained, which must be something: see `Trained.nothing_to_compare`."""
+    from f3rm_verify.compare_runs import compare_runs
+
+    candidates = {side: run for side, run in trained.runs.items() if side not in ("reference", "control")}
+    return compare_runs(
+        trained.runs["reference"],
+        candidates,
+        policy=policy,
+        control=trained.runs.get("control"),
+        reproduce=reproduce,
+        trouble=[*trained.trouble, *(f"the {side} run never began" for side in trained.missing)],
+    )
+
+
+def what_went_wrong(ended: Trainings) -> tuple[str | None, str | None]:
+    """Why the trainings ended early in one sentence, and the same with the last log lines of the one that failed."""
+    failed = ended.failed
+    if failed is not None and failed.failure is not None:
+        if told_reason(failed.log) is not None:  # the failure says it
+            return failed.failure, f"{failed.failure} Its log is {failed.log}."
+        return failed.failure, f"{failed.failure}\nThe end of its log, {failed.log}:\n{last_lines(failed.log)}"
+    if ended.interruption is not None:
+        return ended.interruption, f"{ended.interruption} What they left is kept and compared."
+    return None, None
+
+
+def _refuse_nonsense(data: Path | None, method: str, numbers: Mapping[str, float]) -> None:
+    if not re.fullmatch(r"\w[\w.+-]*", method):
+        raise UsageError(f"--method {method!r} is not a name that a method can have.")
+    if data is not None and not data.exists():
+        raise UsageError(f"--data {data} does not exist; give a dataset in a format that nerfstudio reads.")
+    for name, value in numbers.items():
+        if value != value:
+            raise UsageError(f"--{name} is not a number; give one.")
+
+
+def _fresh_directory(parent: Path) -> Path:
+    """A new directory in `parent`, named by the time; a run never mixes with another's evidence."""
+    stamp = time.strftime("%Y-%m-%d_%H%M%S")
+    for name in (stamp, *(f"{stamp}-{i}" for i in range(2, 1000))):
+        try:
+            (parent / name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"--output-dir {parent} cannot be written to ({error.strerror}).") from error
+        return parent / name
+    raise UsageError(f"--output-dir {parent} holds a thousand runs of this second; give another one.")
+
+
+def _built_in_scene(output: Path) -> Path:
+    from f3rm_verify.scene import SCENE_NAME, write_scene
+
+    return write_scene(output / SCENE_NAME)
