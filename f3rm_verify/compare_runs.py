@@ -16,6 +16,7 @@ from f3rm_verify.compare_setup import compare_seeding, compare_setup
 from f3rm_verify.difference import ARTEFACTS, CONDITIONS, Difference, FirstDivergence, Outcome, Result, Verdict
 from f3rm_verify.errors import UnreadableError, UsageError
 from f3rm_verify.first_divergence import down_to_worst, earliness, find_first_divergence
+from f3rm_verify.gather_evidence import Side
 from f3rm_verify.policy import Policy
 from f3rm_verify.run_dir import RunDir
 from f3rm_verify.run_facts import RunFacts, facts_of, is_one_run
@@ -187,8 +188,8 @@ def _compare_rank(
     first = None
     if outcome is Outcome.DIVERGED:
         conditions = [node for artefact, node in found.items() if artefact in CONDITIONS]
-        claims = _seeding_entries(candidate.run)
-        first = find_first_divergence(nodes, conditions, claims, rank=rank or reference.rank, reproduce=reproduce)
+        sides = _side(reference), _side(candidate)
+        first = find_first_divergence(nodes, conditions, sides, rank=rank or reference.rank, reproduce=reproduce)
     return _Pair(
         name=name,
         candidate=candidate,
@@ -308,6 +309,15 @@ def _control(reference: RunFacts, control: RunFacts, policy: Policy) -> dict[str
         "verdict": "different" if differs else "inconclusive" if differing else pair.outcome.value,
         "summary": summary,
     }
+
+
+def _side(facts: RunFacts) -> Side:
+    """What a run recorded about itself; what is unreadable the comparison says."""
+    try:
+        config = facts.run.config or {}
+    except UnreadableError:
+        config = {}
+    return Side(manifest=facts.manifest, config=config, claims=_seeding_entries(facts.run))
 
 
 def _seeding_entries(run: RunDir) -> list[dict[str, str]]:

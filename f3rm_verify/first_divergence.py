@@ -7,22 +7,24 @@ import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from f3rm_verify.causes import diagnose
 from f3rm_verify.compare_curves import first_divergent_curve
 from f3rm_verify.difference import STAGES, Difference, FirstDivergence, Verdict
+from f3rm_verify.gather_evidence import Side, gather
 
 
 def find_first_divergence(
     nodes: Mapping[str, Difference],
     conditions: Sequence[Difference],
-    claims: Sequence[Mapping[str, str]],
+    sides: tuple[Side, Side],
     *,
     rank: int,
     reproduce: str,
 ) -> FirstDivergence:
     """The earliest thing that is known to differ in the artefacts of a pair that diverged, at least one of `nodes`.
 
-    `conditions` are their setups and seeding logs, and `claims` those of the candidate's seeding log. Without a trace,
-    the cause can be steps before what it shows in.
+    `conditions` are the nodes of their setups and seeding logs, and `sides` what each recorded about itself. Without a
+    trace, the cause can be steps before what it shows in.
     """
     earliest = _earliest({name: node for name, node in nodes.items() if node.verdict is Verdict.DIFFERENT})
     evidence = [f"{name}: {node.summary}" for name, node in nodes.items() if node.verdict is Verdict.DIFFERENT]
@@ -31,10 +33,20 @@ def find_first_divergence(
             "No trace was recorded: this is the first step of which something recorded differs; the cause may be "
             "earlier."
         )
-    cause, remedy = _cause(conditions, claims)
-    return dataclasses.replace(
-        earliest, rank=rank, cause=cause, remedy=remedy, evidence=tuple(evidence), reproduce=reproduce
+    trace = nodes.get("trace")
+    found = diagnose(
+        gather(earliest, trace=trace if _is_of(trace, earliest) else None, conditions=conditions, sides=sides)
     )
+    evidence += [f"also possible: {other}" for other in found.others]
+    return dataclasses.replace(
+        earliest, rank=rank, cause=found.cause, remedy=found.remedy, evidence=tuple(evidence), reproduce=reproduce
+    )
+
+
+def _is_of(trace: Difference | None, earliest: FirstDivergence) -> bool:
+    """Whether the place was found in the trace, which sees every stage; elsewhere the stage is only where it shows."""
+    measures = {} if trace is None else trace.measures
+    return measures.get("first_step") == earliest.step and measures.get("subject") == earliest.subject
 
 
 def earliness(first: FirstDivergence | None) -> tuple[float, int]:
@@ -106,25 +118,3 @@ def down_to_worst(node: Difference) -> list[Difference]:
     """The node, its first child with the same verdict, and so on."""
     below = next((child for child in node.children if child.verdict is node.verdict), None)
     return [node] if below is None else [node, *down_to_worst(below)]
-
-
-def _cause(conditions: Sequence[Difference], claims: Sequence[Mapping[str, str]]) -> tuple[str, str]:
-    """What the recorded conditions explain, and what to do; "unknown" where they explain nothing."""
-    differing = [
-        f"{' / '.join(path[1:])}: {leaf.summary}"
-        for node in conditions
-        for path, leaf in node.leaves()
-        if leaf.verdict is Verdict.DIFFERENT
-    ]
-    if differing:
-        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        cause = f"the setups differ: {'; '.join(differing[:3])}{more}"
-        return cause, "Give both runs the same setup, then compare again."
-    modes = {claim.get("observed") for claim in claims if claim.get("claim") == "deterministic algorithms"}
-    if modes == {"off"}:
-        return (
-            "unknown; torch's deterministic algorithms were off, so operations that add floats in the order in which "
-            "threads arrive were allowed",
-            "Train with --enable-comprehensive-seeding True and --seed-deterministic-algorithms True.",
-        )
-    return "unknown", "Look at the evidence below, and at the seeding log."

@@ -170,11 +170,11 @@ class TestCause:
 
         first = first_of(tmp_path, change)
         assert first.cause == (
-            "the setups differ: config.yml / machine.seed: 42 in the reference, 43 in the candidate; "
-            "seed: 42 in the reference, 43 in the candidate; "
-            "environment.variables / PYTHONHASHSEED: 42 in the reference, 43 in the candidate; and 1 more"
+            "different seeds: config.yml / machine.seed: 42 in the reference, 43 in the candidate; "
+            "seed: 42 in the reference, 43 in the candidate. Initial weights, batches and samples are drawn from it."
         )
-        assert first.remedy == "Give both runs the same setup, then compare again."
+        assert first.remedy == "Train both with one --seed."
+        assert any(line.startswith("also possible: different hash seeds: ") for line in first.evidence)
 
     def test_a_setup_that_one_side_did_not_record_explains_nothing(self, tmp_path: Path) -> None:
         assert first_of(tmp_path, lambda run: (later(run, LOSS, 0), setattr(run, "manifest", "{"))).cause == "unknown"
