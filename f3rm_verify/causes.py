@@ -334,7 +334,7 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
-        name="the setups differ",
+        name="different conditions",
         needs="anything else of setup or seeding log differs",
         reason="What follows from different conditions says nothing about the training.",
         remedy=_SAME,

@@ -110,7 +110,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("user code drew from the training's generators", {**RNG, "phase": "between steps"}, ("traced", "stage")),
     ("different code or configuration", {**GRAD, **differs("environment.git / commit")}, ("conditions",)),
     ("different code or configuration", {**SCHEDULE, **differs("config.yml / optimizers.x.lr")}, ("conditions",)),
-    ("the setups differ", {**RNG, "phase": "optimizer?", **differs("data.files / a.png")}, ("conditions",)),
+    ("different conditions", {**RNG, "phase": "optimizer?", **differs("data.files / a.png")}, ("conditions",)),
     ("hash-order dependence", {**LOSS, **claims(**FREE)}, ("claims", "traced")),
     ("hash-order dependence", {**GRAD, **claims(**FREE)}, ("claims", "traced")),
     ("a module that ignores the seed", {**INIT, **claims(**SAME)}, ("claims", "traced", "stage")),
@@ -218,13 +218,13 @@ class TestNeighbours:
 
     @pytest.mark.parametrize("condition", ["data.files / a.png", "data.order / train.0", "data.features / digest"])
     def test_other_data_do_not_explain_gradients_after_an_equal_batch(self, condition: str) -> None:
-        assert diagnose(evidence({**GRAD, **differs(condition)})).rule == "the setups differ"
+        assert diagnose(evidence({**GRAD, **differs(condition)})).rule == "different conditions"
 
     def test_threads_do_not_explain_a_draw(self) -> None:
         given = {**RNG, "phase": "callbacks", **differs("environment.threads / intra_op")}
         found = diagnose(evidence(given))
         assert found.rule == "user code drew from the training's generators"
-        assert any(other.startswith("the setups differ") for other in found.others)
+        assert any(other.startswith("different conditions") for other in found.others)
 
     def test_equal_features_from_a_cache_do_not_explain_gradients(self) -> None:
         assert diagnose(evidence({**GRAD, "feature_sources": ("extracted", "cache")})).rule == "unknown"
