@@ -179,6 +179,9 @@ def diff(
 def cost(
     context: typer.Context,
     steps: Annotated[int, typer.Option(help="Steps to time with and without each measure, at least.", min=1)] = 60,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Time this measure, beside the control; may be given several times.")
+    ] = None,
     seed: SeedOption = None,
     data: DataOption = None,
     method: MethodOption = None,
@@ -208,6 +211,7 @@ def cost(
         stall_timeout=stall_timeout,
         output_dir=output_dir,
         cost_steps=steps,
+        cost_only=tuple(only or ()),
     )
     console = _console()
     typer.echo(f"Measuring what determinism costs {request.method}, in {request.output}")

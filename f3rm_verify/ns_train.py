@@ -53,7 +53,8 @@ class TrainingRequest:
     `load_config` is a saved configuration to train, instead of the method's own. `foreign` says that the method is
     another package's, whose data manager may keep caches in the dataset. A side in `views` gets that view of the data.
     `prepares` is the user's dataset where only the caches in a view of it are to be made. `cost_steps` is how many
-    steps to time with and without each measure where costs are to be measured, and nothing trained.
+    steps to time with and without each measure where costs are to be measured, and nothing trained; `cost_only` names
+    the measures, all where it is empty.
     """
 
     seed: int
@@ -71,6 +72,7 @@ class TrainingRequest:
     views: Mapping[str, Path] = field(default_factory=dict)
     prepares: Path | None = None
     cost_steps: int | None = None
+    cost_only: tuple[str, ...] = ()
 
 
 def find_ns_train(given: Path | None = None) -> Path:
@@ -193,6 +195,7 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
         launch_variables.LOAD_CONFIG: request.load_config,
         launch_variables.PREPARE: request.prepares,
         launch_variables.COST: request.cost_steps,
+        launch_variables.COST_ONLY: ",".join(request.cost_only) or None,
         launch_variables.RENDER_BUDGET: request.render_budget if request.cost_steps is None else None,
     }
     for name, value in asked.items():

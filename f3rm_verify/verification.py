@@ -62,6 +62,7 @@ def training_request(
     render_budget: float = 4.0,
     jobs: int = 1,
     cost_steps: int | None = None,
+    cost_only: tuple[str, ...] = (),
 ) -> TrainingRequest:
     """What to train, in a fresh directory in `output_dir`; None stands for the default, by whatever it depends on.
 
@@ -107,6 +108,7 @@ def training_request(
         load_config=None if load_config is None else load_config.resolve(),
         foreign=provider is not None,
         cost_steps=cost_steps,
+        cost_only=cost_only,
     )
 
 

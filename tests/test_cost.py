@@ -151,7 +151,10 @@ class TestCommand:
         return lambda *words: self.cost(tmp_path, capsys, monkeypatch, *words)
 
     def test_it_has_one_process_measure_and_tells_what_that_found(self, tmp_path: Path, command: Any) -> None:
-        code, output, errors = command(MEASURES, "--steps", "17", "--seed", "7", "--", "--mixed-precision", "False")
+        only = ("--only", "memory filling", "--only", "everything")
+        code, output, errors = command(
+            MEASURES, "--steps", "17", "--seed", "7", *only, "--", "--mixed-precision", "False"
+        )
         assert (code, errors) == (0, "")
         assert "nothing was trained" in output
         assert any("planted" in line and "2.000" in line and "slower" in line for line in output.splitlines())
@@ -159,6 +162,7 @@ class TestCommand:
         called = json.loads(call.read_text())
         assert called["argv"][-2:] == ["--mixed-precision", "False"]
         assert called["env"]["F3RM_VERIFY_COST"] == "17"
+        assert called["env"]["F3RM_VERIFY_COST_ONLY"] == "memory filling,everything"
         assert called["env"]["PYTHONHASHSEED"] == "7"
         assert "F3RM_VERIFY_RENDER_BUDGET" not in called["env"]
         (file,) = tmp_path.glob("out/*/result.json")
