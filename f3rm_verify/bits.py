@@ -5,7 +5,9 @@ Arrays are read in pieces, so that two memory-mapped arrays of several GiB need 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,23 @@ _INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ValueLimits:
+    """How far two values may be apart; a pair is within them where any of those that are given holds.
+
+    `absolute` bounds |a - b|, `relative` |a - b| / max(|a|, |b|), `ulps` the distance on the line of all floats of the
+    type (see `float_difference`). Where a side is infinite or NaN nothing holds, unless both have the same bits.
+    """
+
+    absolute: float | None = None
+    relative: float | None = None
+    ulps: int | None = None
+
+
+#: Only values of the same bits are within these.
+EXACT = ValueLimits()
+
+
 def bit_equal(a: Array, b: Array) -> bool:
     """Whether dtype, shape and every byte are the same: +0 is not -0, and a NaN is equal to a NaN of the same bits."""
     if a.dtype != b.dtype or a.shape != b.shape:
@@ -27,16 +46,20 @@ def bit_equal(a: Array, b: Array) -> bool:
     return all(np.array_equal(_raw(x), _raw(y)) for x, y in _pieces(a, b))
 
 
-def float_difference(a: Array, b: Array, *, dtype_name: str | None = None) -> dict[str, Any]:
+def float_difference(
+    a: Array, b: Array, *, dtype_name: str | None = None, limits: ValueLimits | None = None
+) -> dict[str, Any]:
     """Measures of how two arrays of one dtype and shape differ, as plain JSON data; the same with sides swapped.
 
-    - `n`, `n_different`: values, and those whose bits differ.
+    - `n`, `n_different`: values, and those whose bits differ; with `limits` also `n_outside`, those that break them.
     - `max_abs`, `mean_abs`: of |a - b|, in float64 (largest of integers: exact); the mean is over all pairs that have
       a distance.
     - `at`: index of the first `max_abs`, or of the first differing value where that is 0; None where nothing differs.
     - For floats also `max_rel` (|a - b| / max(|a|, |b|), infinite where one side is), `max_ulp` (distance on the
       ordered line of all values of the dtype), `n_nan_mismatch` (NaN on one side only: no distance), `n_nan_payload`
-      (NaN on both sides, with other bits), `n_sign_of_zero` (+0 against -0).
+      (NaN on both sides, with other bits), `n_infinite` (an infinity against another value), `n_sign_of_zero` (+0
+      against -0), and of more than one value `ulp_histogram`: how many differ by 0, 1, 2 to 3, 4 to 7, ... ulps, by the
+      first number of each.
 
     Real and imaginary parts of complex arrays are values of their own, and `at` ends with 0 or 1 for the part.
     `dtype_name` names what the bits mean where NumPy has no such dtype: "bfloat16" over uint16 is measured as floats;
@@ -48,7 +71,7 @@ def float_difference(a: Array, b: Array, *, dtype_name: str | None = None) -> di
     _check_comparable(a, b)
     if a.dtype.kind == "c":
         a, b = _parts(a), _parts(b)
-    counts = _Counts(_meaning(a.dtype, dtype_name))
+    counts = _Counts(_meaning(a.dtype, dtype_name), limits)
     start = 0
     for x, y in _pieces(a, b):
         where = np.flatnonzero(_differing(x, y))
@@ -71,6 +94,7 @@ def difference_summary(measures: Mapping[str, Any]) -> str:
     notes = {
         "n_nan_mismatch": "NaN on one side only",
         "n_nan_payload": "NaN with other bits",
+        "n_infinite": "infinite on one side",
         "n_sign_of_zero": "zero of the other sign",
     }
     return text + "".join(f", {measures[key]:,} {note}" for key, note in notes.items() if measures.get(key))
@@ -79,12 +103,14 @@ def difference_summary(measures: Mapping[str, Any]) -> str:
 class _Counts:
     """What has been found so far; `meaning` is "float", "bfloat16", "integer" or "opaque"."""
 
-    def __init__(self, meaning: str) -> None:
-        self.meaning = meaning
-        self.n_different = self.n_nan_mismatch = self.n_nan_payload = self.n_sign_of_zero = 0
+    def __init__(self, meaning: str, limits: ValueLimits | None) -> None:
+        self.meaning, self.limits = meaning, limits
+        self.n_different = self.n_nan_mismatch = self.n_nan_payload = self.n_infinite = self.n_sign_of_zero = 0
+        self.n_outside = 0
         self.max_abs: int | float = 0
         self.max_rel = 0.0
         self.max_ulp = 0
+        self.ulps = np.zeros(65, np.int64)
         self.sum_abs = 0.0
         self.at: int | None = None
 
@@ -93,31 +119,28 @@ class _Counts:
         self.n_different += x.size
         if self.at is None:
             self.at = int(positions[0])
-        if self.meaning == "integer":
-            distances = _integer_distance(x, y)
-            self._add_distances(distances, positions, float(distances.sum(dtype=np.float64)))
-        elif self.meaning != "opaque":
-            self._add_floats(x, y, positions)
+        distances = _distances(x, y, self.meaning)
+        if self.limits is not None:
+            self.n_outside += int(np.count_nonzero(~distances.within(self.limits)))
+        if isinstance(distances, _Floats):
+            self._add_floats(distances, positions)
+        elif self.meaning == "integer":
+            self._add_distances(distances.absolute, positions, float(distances.absolute.sum(dtype=np.float64)))
 
-    def _add_floats(self, x: Array, y: Array, positions: Array) -> None:
-        u, v = (_float64(side, self.meaning) for side in (x, y))
-        nan = np.isnan(u).astype(np.int8) + np.isnan(v)
-        self.n_nan_mismatch += int(np.count_nonzero(nan == 1))
-        self.n_nan_payload += int(np.count_nonzero(nan == 2))
-        self.n_sign_of_zero += int(np.count_nonzero((u == 0) & (v == 0)))
-        keep = nan == 0
+    def _add_floats(self, found: _Floats, positions: Array) -> None:
+        self.n_nan_mismatch += int(np.count_nonzero(found.nans == 1))
+        self.n_nan_payload += int(np.count_nonzero(found.nans == 2))
+        self.n_infinite += int(np.count_nonzero(found.infinite))
+        self.n_sign_of_zero += int(np.count_nonzero(found.zeros))
+        keep = found.nans == 0
         if not keep.any():
             return
-        u, v = u[keep], v[keep]
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
-            distances = np.abs(u - v)
-            relative = distances / np.maximum(np.abs(u), np.abs(v))
-            total = float(distances.sum())
-        relative[(u == 0) & (v == 0)] = 0.0
-        relative[np.isinf(u) | np.isinf(v)] = np.inf
-        self.max_rel = max(self.max_rel, float(relative.max()))
-        ulps = _integer_distance(_ordered(x[keep]), _ordered(y[keep]))
+        distances, ulps = found.absolute[keep], found.ulps[keep]
+        self.max_rel = max(self.max_rel, float(found.relative[keep].max()))
         self.max_ulp = max(self.max_ulp, int(ulps.max()))
+        self.ulps += np.bincount(_bit_lengths(ulps), minlength=65)
+        with np.errstate(over="ignore"):
+            total = float(distances.sum())
         self._add_distances(distances, positions[keep], total)
 
     def _add_distances(self, distances: Array, positions: Array, total: float) -> None:
@@ -131,26 +154,101 @@ class _Counts:
         """Everything counted, for arrays of `shape`."""
         n = int(np.prod(shape, dtype=object))
         at = None if self.at is None else [int(index) for index in np.unravel_index(self.at, shape)]
+        measures: dict[str, Any] = {"n": n, "n_different": self.n_different}
+        if self.limits is not None:
+            measures["n_outside"] = self.n_outside
         if self.meaning == "opaque":
-            return {"n": n, "n_different": self.n_different, "at": at}
+            return {**measures, "at": at}
         with_distance = n - self.n_nan_mismatch - self.n_nan_payload
-        measures = {
-            "n": n,
-            "n_different": self.n_different,
+        measures |= {
             "max_abs": self.max_abs,
             "mean_abs": self.sum_abs / with_distance if with_distance else 0.0,
             "at": at,
         }
         if self.meaning == "integer":
             return measures
-        return {
-            **measures,
+        measures |= {
             "max_rel": self.max_rel,
             "max_ulp": self.max_ulp,
             "n_nan_mismatch": self.n_nan_mismatch,
             "n_nan_payload": self.n_nan_payload,
+            "n_infinite": self.n_infinite,
             "n_sign_of_zero": self.n_sign_of_zero,
         }
+        if n > 1:
+            counts = enumerate(self.ulps.tolist())
+            measures["ulp_histogram"] = {str(2**bits // 2): count for bits, count in counts if count}
+        return measures
+
+
+class _Distances:
+    """Distances of values without an order of floats: of integers, or (`absolute` is empty) of unknown meaning."""
+
+    def __init__(self, x: Array, y: Array, absolute: Array) -> None:
+        self.x, self.y, self.absolute = x, y, absolute
+
+    def within(self, limits: ValueLimits) -> Array:
+        """Which pairs are within the limits."""
+        found = np.zeros(self.x.size, np.bool_)
+        if not self.absolute.size:
+            return found
+        if limits.absolute is not None:
+            found |= self.absolute <= np.uint64(min(math.floor(limits.absolute), 2**64 - 1))
+        if limits.relative is not None:
+            x, y = (np.abs(side.astype(np.float64)) for side in (self.x, self.y))
+            found |= self.absolute.astype(np.float64) / np.maximum(x, y) <= limits.relative
+        return found
+
+
+class _Floats(_Distances):
+    """Distances of differing floats; `nans` counts the sides that are NaN, and where it is not 0 nothing else holds."""
+
+    def __init__(self, x: Array, y: Array, meaning: str) -> None:
+        u, v = (_float64(side, meaning) for side in (x, y))
+        self.nans = np.isnan(u).astype(np.int8) + np.isnan(v)
+        self.infinite = (np.isinf(u) | np.isinf(v)) & (self.nans == 0)
+        self.zeros = (u == 0) & (v == 0)
+        with np.errstate(all="ignore"):
+            super().__init__(x, y, np.abs(u - v))
+            self.relative = self.absolute / np.maximum(np.abs(u), np.abs(v))
+        self.relative[self.zeros] = 0.0
+        self.relative[self.infinite] = np.inf
+        self.ulps = _integer_distance(_ordered(x), _ordered(y))
+
+    def within(self, limits: ValueLimits) -> Array:
+        """Which pairs are within the limits; never one with a side that is infinite or NaN."""
+        found = np.zeros(self.x.size, np.bool_)
+        if limits.absolute is not None:
+            found |= self.absolute <= limits.absolute
+        if limits.relative is not None:
+            found |= self.relative <= limits.relative
+        if limits.ulps is not None:
+            found |= self.ulps <= np.uint64(limits.ulps)
+        return np.asarray(found & ~self.infinite & (self.nans == 0))
+
+
+def _distances(x: Array, y: Array, meaning: str) -> _Distances:
+    if meaning in ("float", "bfloat16"):
+        return _Floats(x, y, meaning)
+    return _Distances(x, y, _integer_distance(x, y) if meaning == "integer" else np.empty(0, np.uint64))
+
+
+def outside(a: Array, b: Array, limits: ValueLimits) -> Array:
+    """Which real values of two arrays of one dtype and shape differ by more than the limits, as booleans."""
+    x, y = (np.ascontiguousarray(side).reshape(-1) for side in (a, b))
+    found = _differing(x, y)
+    where = np.flatnonzero(found)
+    found[where] = ~_distances(x[where], y[where], _meaning(a.dtype, None)).within(limits)
+    shaped: Array = found.reshape(a.shape)
+    return shaped
+
+
+def _bit_lengths(values: Array) -> Array:
+    """Of each uint64 the number of its binary digits: 0 for 0, 1 for 1, 2 for 2 and 3, ..."""
+    digits = np.frexp(values.astype(np.float64))[1].astype(np.int64)
+    # As a float64 the largest below a power of two can round up to it.
+    too_many = (digits > 0) & (values >> np.maximum(digits - 1, 0).clip(max=63).astype(np.uint64) == 0)
+    return np.minimum(digits - too_many, 64)
 
 
 def _check_comparable(a: Array, b: Array) -> None:

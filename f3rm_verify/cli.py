@@ -62,6 +62,10 @@ NsTrainOption = Annotated[Path | None, typer.Option(help="The ns-train to call; 
 StallOption = Annotated[float, typer.Option(help="Seconds without a new step after which to stop.", min=1)]
 OutputOption = Annotated[Path, typer.Option(help="Each run makes a fresh directory in here.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(help="What is required, limited and ignored.", show_default="f3rm-verify.toml or pyproject.toml"),
+]
 
 
 class _KeepsTheRest(TyperCommand):
@@ -100,14 +104,17 @@ def run(
     render_budget: Annotated[
         float, typer.Option(help="GiB that the renders of one run may take.", min=0.001, max=2.0**20)
     ] = 4.0,
+    policy: PolicyOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Train twice with one seed, compare everything, name the first difference."""
     from f3rm_verify.policy import RUN_POLICY
+    from f3rm_verify.policy_file import find_policy
     from f3rm_verify.progress import progress_display
     from f3rm_verify.verification import compare_trained, sides_of, train, training_request
 
     _refuse_unwritable(json_file)
+    judged_by = find_policy(RUN_POLICY, policy)
     request = training_request(
         context.meta[_REST],
         seed=seed,
@@ -133,7 +140,7 @@ def run(
     if trained.nothing_to_compare is not None:
         _say(trained.nothing_to_compare)
         raise typer.Exit(STOPPED)
-    result = compare_trained(trained, policy=RUN_POLICY, reproduce=_command_line())
+    result = compare_trained(trained, policy=judged_by, reproduce=_command_line())
     _report(result, console, json_file or request.output / "result.json")
 
 
@@ -154,17 +161,19 @@ def diff(
     only: Annotated[
         list[ArtefactName] | None, typer.Option(help="Compare this artefact; may be given several times.")
     ] = None,
+    policy: PolicyOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Compare two existing run directories, also plain ones of ns-train."""
     from f3rm_verify.compare_runs import compare_runs
     from f3rm_verify.policy import DIFF_POLICY
+    from f3rm_verify.policy_file import find_policy
     from f3rm_verify.run_dir import RunDir
 
     result = compare_runs(
         RunDir.open(reference),
         {"candidate": RunDir.open(candidate)},
-        policy=DIFF_POLICY,
+        policy=find_policy(DIFF_POLICY, policy),
         only=[name.value for name in only or ()],
         reproduce=_command_line(),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,24 @@ import numpy as np
 from f3rm_verify.bits import bit_equal, difference_summary, float_difference
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.errors import UnreadableError
+from f3rm_verify.policy import Limit, Policy, judge
 from f3rm_verify.readers.checkpoint import Named, Tensor, read_checkpoint
 from f3rm_verify.run_dir import CHECKPOINTS, RunDir
 
 _ARTEFACT = "checkpoints"
 #: Longest text of a scalar in a summary or measure.
 _SHOWN = 80
+#: How the names of the dtypes begin that limits are for; float8 has no distances.
+_FLOATS = ("float16", "float32", "float64", "bfloat16", "complex")
+
+Leaves = Mapping[str, Any]
 
 
-def compare_checkpoints(reference: RunDir, candidate: RunDir) -> Difference:
-    """A node per step, in it one per part (`pipeline`, `optimizers`, ...), in it one per tensor and scalar."""
+def compare_checkpoints(reference: RunDir, candidate: RunDir, *, policy: Policy) -> Difference:
+    """A node per step, in it one per part (`pipeline`, `optimizers`, ...), in it one per tensor and scalar.
+
+    Limits are for floats; integers, booleans, texts, shapes and types must be equal.
+    """
     steps: list[Mapping[int, Path]] = []
     broken: list[Difference] = []
     for side, run in (("reference", reference), ("candidate", candidate)):
@@ -33,7 +41,7 @@ def compare_checkpoints(reference: RunDir, candidate: RunDir) -> Difference:
     if broken:
         return _group(_ARTEFACT, broken)
     ours, theirs = steps
-    children = [_step(step, ours.get(step), theirs.get(step)) for step in sorted({*ours, *theirs})]
+    children = [_step(step, ours.get(step), theirs.get(step), policy) for step in sorted({*ours, *theirs})]
     return _group(_ARTEFACT, children, "" if children else f"neither run has checkpoints in {CHECKPOINTS}/")
 
 
@@ -54,7 +62,7 @@ def nothing_trained(run: RunDir) -> bool | None:
     return not any(moment.any() for moment in moments) if moments else None
 
 
-def _step(step: int, reference: Path | None, candidate: Path | None) -> Difference:
+def _step(step: int, reference: Path | None, candidate: Path | None, policy: Policy) -> Difference:
     name = f"step-{step:09d}"
     if reference is None or candidate is None:
         return _missing(name, "reference" if reference is None else "candidate")
@@ -67,7 +75,11 @@ def _step(step: int, reference: Path | None, candidate: Path | None) -> Differen
             reasons.append(f"{side}: {error}")
     if reasons:
         return _leaf(name, Verdict.UNREADABLE, " ".join(reasons))
-    return _group(name, [_part(part, *leaves) for part, leaves in _parts(*sides).items()])
+
+    def limit(*path: str) -> Limit | None:
+        return policy.limit(_ARTEFACT, "/".join((name, *path)))
+
+    return _group(name, [_part(part, *leaves, limit) for part, leaves in _parts(*sides).items()])
 
 
 def _parts(
@@ -82,45 +94,50 @@ def _parts(
     return parts
 
 
-def _part(name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> Difference:
+def _part(name: str, reference: Leaves, candidate: Leaves, limit: Callable[..., Limit | None]) -> Difference:
     if not any({*reference, *candidate}):  # a scalar such as `step`, not a container
-        return _compare(name, reference, candidate, "")
+        return _compare(name, reference, candidate, "", limit(name))
     names = dict.fromkeys((*reference, *candidate))
-    return _group(name, [_compare(rest or "(itself)", reference, candidate, rest) for rest in names])
+    return _group(name, [_compare(rest or "(itself)", reference, candidate, rest, limit(name, rest)) for rest in names])
 
 
-def _compare(name: str, reference: Mapping[str, Any], candidate: Mapping[str, Any], key: str) -> Difference:
+def _compare(name: str, reference: Leaves, candidate: Leaves, key: str, limit: Limit | None) -> Difference:
     if key not in reference or key not in candidate:
         return _missing(name, "candidate" if key in reference else "reference")
     ours, theirs = reference[key], candidate[key]
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        return _compare_tensors(name, ours, theirs)
-    return _compare_scalars(name, ours, theirs)
+        return _compare_tensors(name, ours, theirs, limit)
+    return _compare_scalars(name, ours, theirs, limit)
 
 
-def _compare_tensors(name: str, reference: Tensor, candidate: Tensor) -> Difference:
+def _compare_tensors(name: str, reference: Tensor, candidate: Tensor, limit: Limit | None) -> Difference:
     kinds = [_kind(side) for side in (reference, candidate)]
     if kinds[0] != kinds[1]:
         return _different(name, *kinds)
     if bit_equal(reference.array, candidate.array):
         return _leaf(name, Verdict.IDENTICAL, kinds[0], n=reference.array.size, n_different=0)
-    measures = float_difference(reference.array, candidate.array, dtype_name=reference.dtype.removeprefix("numpy."))
-    summary = difference_summary(measures)
+    dtype = reference.dtype.removeprefix("numpy.")
+    if not dtype.startswith(_FLOATS):
+        limit = None
+    measures = float_difference(reference.array, candidate.array, dtype_name=dtype, limits=limit)
+    verdict, note = judge(limit, outside=measures.get("n_outside", 0))
+    summary = f"{difference_summary(measures)}{note}"
     stale = [side for side, tensor in (("reference", reference), ("candidate", candidate)) if not tensor.crc_ok]
     if stale:
         measures["crc_mismatch"] = " and ".join(stale)
         summary += f"; the file was changed after it was written: checksum mismatch in {measures['crc_mismatch']}"
-    return _leaf(name, Verdict.DIFFERENT, summary, **measures)
+    return _leaf(name, Verdict.DIFFERENT if stale else verdict, summary, **measures)
 
 
-def _compare_scalars(name: str, reference: Any, candidate: Any) -> Difference:
+def _compare_scalars(name: str, reference: Any, candidate: Any, limit: Limit | None) -> Difference:
     """Exactly: type and bits, so that 1 is not 1.0, +0 is not -0, and NaN is NaN."""
     if _bits(reference) == _bits(candidate):
         return _leaf(name, Verdict.IDENTICAL, _kind(reference))
     if type(reference) is float and type(candidate) is float:
-        measures = float_difference(np.array(reference), np.array(candidate))
+        measures = float_difference(np.array(reference), np.array(candidate), limits=limit)
         measures.update(reference=repr(reference), candidate=repr(candidate))
-        return _leaf(name, Verdict.DIFFERENT, f"{reference!r} against {candidate!r}", **measures)
+        verdict, note = judge(limit, outside=measures.get("n_outside", 0))
+        return _leaf(name, verdict, f"{reference!r} against {candidate!r}{note}", **measures)
     return _different(name, _kind(reference), _kind(candidate))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from f3rm_verify.bits import difference_summary, float_difference
+from f3rm_verify.bits import difference_summary, float_difference, outside
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.errors import UnreadableError
-from f3rm_verify.policy import Policy, reason_to_ignore
+from f3rm_verify.policy import Limit, Policy, judge
 from f3rm_verify.readers.events import Blob, Events, Series
 from f3rm_verify.readers.images import decode
 from f3rm_verify.run_dir import RunDir
@@ -95,18 +95,19 @@ def _faults(side: str, events: Events) -> Iterator[Difference]:
 
 def _compare_tag(tag: str, reference: Events, candidate: Events, *, policy: Policy) -> Difference:
     sides = (reference, candidate)
-    reason = reason_to_ignore(tag, policy.ignored_tags)
+    reason = policy.reason_to_ignore("curves", tag)
     if reason is not None:
         having = [tag in events.scalars or tag in events.blobs for events in sides]
         summary = reason if all(having) else f"{reason}; only the {'reference' if having[0] else 'candidate'} has it"
         return _leaf(tag, Verdict.IGNORED, summary)
     scalars = [events.scalars.get(tag) for events in sides]
     records = [_Records(events.blobs[tag]) if tag in events.blobs else None for events in sides]
+    limit = policy.limit("curves", tag)
     if records == [None, None]:
-        return _compare_scalars(tag, *scalars)
+        return _compare_scalars(tag, *scalars, limit=limit)
     if scalars == [None, None]:
         return _compare_records(tag, *records)
-    parts = (_compare_scalars("scalars", *scalars), _compare_records("records", *records))
+    parts = (_compare_scalars("scalars", *scalars, limit=limit), _compare_records("records", *records))
     return Difference.group(name=tag, artefact="curves", children=parts)
 
 
@@ -169,7 +170,9 @@ def _only_one_side(name: str, reference: Series | _Records | None, candidate: Se
     return _leaf(name, Verdict.MISSING, summary, kind=kind, n=0, missing_in=other)
 
 
-def _compare_scalars(name: str, reference: Series | None, candidate: Series | None) -> Difference:
+def _compare_scalars(
+    name: str, reference: Series | None, candidate: Series | None, *, limit: Limit | None
+) -> Difference:
     if reference is None or candidate is None:
         return _only_one_side(name, reference, candidate)
     if reference.values.dtype != candidate.values.dtype:
@@ -179,7 +182,7 @@ def _compare_scalars(name: str, reference: Series | None, candidate: Series | No
     a, b = reference.values[aligned.reference], candidate.values[aligned.candidate]
     differing = np.flatnonzero(_bits(a) != _bits(b))
     if differing.size:
-        return _different_scalars(name, aligned, a, b, int(differing[0]))
+        return _different_scalars(name, aligned, a, b, differing, limit)
     return _equal_so_far(name, "scalar", aligned)
 
 
@@ -187,16 +190,26 @@ def _bits(values: NDArray[Any]) -> NDArray[Any]:
     return values.view(np.dtype(f"u{values.dtype.itemsize}"))
 
 
-def _different_scalars(name: str, aligned: _Alignment, a: NDArray[Any], b: NDArray[Any], first: int) -> Difference:
-    measures = float_difference(a, b)
-    at = measures.pop("at")
+def _different_scalars(
+    name: str, aligned: _Alignment, a: NDArray[Any], b: NDArray[Any], differing: NDArray[np.intp], limit: Limit | None
+) -> Difference:
+    """The node of a tag whose common records differ; what only one side has is worse than what is within limits."""
+    measures = float_difference(a, b, limits=limit)
+    at, first = measures.pop("at"), int(differing[0])
     step = int(aligned.steps[first])
     extent = difference_summary({**measures, "at": None})
-    summary = f"differs first at step {step}: {a[first]!s} against {b[first]!s}; {extent}"
+    verdict, note = judge(limit, outside=measures.get("n_outside", 0))
+    if verdict is Verdict.WITHIN_TOLERANCE and aligned.extra:
+        verdict = Verdict.MISSING
+        note += f", but {' and '.join(_extras(aligned))}"
+    elif limit is not None and verdict is Verdict.DIFFERENT:
+        beyond = int(differing[outside(a[differing], b[differing], limit)][0])
+        measures["first_step_outside"] = int(aligned.steps[beyond])
+        note += f" from step {measures['first_step_outside']} on"
     return _leaf(
         name,
-        Verdict.DIFFERENT,
-        summary,
+        verdict,
+        f"differs first at step {step}: {a[first]!s} against {b[first]!s}; {extent}{note}",
         kind="scalar",
         first_step=step,
         last_equal_step=aligned.last_step_before(step),
@@ -219,20 +232,24 @@ def _equal_so_far(name: str, kind: str, aligned: _Alignment, note: str = "") -> 
     n = int(aligned.steps.size)
     last = int(aligned.steps[-1]) if n else None
     measures = {"kind": kind, "n": n, "last_equal_step": last, **aligned.extra}
-    extras = [
-        _extra_text(side, steps, last)
-        for side, steps in (("reference", aligned.only_reference), ("candidate", aligned.only_candidate))
-        if steps.size
-    ]
+    extras = _extras(aligned)
     if not extras:
         return _leaf(name, Verdict.IDENTICAL, f"{n} equal records{note}", **measures)
     return _leaf(name, Verdict.MISSING, f"equal for {n} common steps{note}, then {' and '.join(extras)}", **measures)
 
 
-def _extra_text(side: str, steps: Steps, last: int | None) -> str:
+def _extras(aligned: _Alignment) -> list[str]:
+    """What only one side has, in words."""
+    last = int(aligned.steps[-1]) if aligned.steps.size else None
+    sides = (("reference", aligned.only_reference), ("candidate", aligned.only_candidate))
+    return [_extra_text(side, steps, aligned.steps, last) for side, steps in sides if steps.size]
+
+
+def _extra_text(side: str, steps: Steps, common: Steps, last: int | None) -> str:
     if last is not None and steps[0] > last:
         return f"only the {side} goes on to {steps[-1]}"
-    return f"only the {side} has {steps.size} more, from step {steps[0]} to {steps[-1]}"
+    again = ", steps that it wrote again after a restart" if np.isin(steps, common).all() else ""
+    return f"only the {side} has {steps.size} more, from step {steps[0]} to {steps[-1]}{again}"
 
 
 @dataclass(frozen=True, eq=False)

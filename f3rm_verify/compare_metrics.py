@@ -10,7 +10,7 @@ import numpy as np
 from f3rm_verify.bits import difference_summary, float_difference
 from f3rm_verify.difference import Difference, Verdict, count_summary
 from f3rm_verify.errors import UnreadableError
-from f3rm_verify.policy import Policy, reason_to_ignore
+from f3rm_verify.policy import Limit, Policy, judge
 from f3rm_verify.run_dir import RunDir
 
 #: Integers up to here are exact as float64, so comparing float64 compares them.
@@ -101,7 +101,8 @@ def _compare_images(reference: Any, candidate: Any, *, why: tuple[Reasons, Reaso
             side = "reference" if name in reference else "candidate"
             children.append(_leaf(name, Verdict.MISSING, f"only the {side} has metrics of this image"))
         else:
-            children.append(_compare_values(name, reference[name], candidate[name], why=why, policy=policy))
+            sides = reference[name], candidate[name]
+            children.append(_compare_values(name, *sides, why=why, policy=policy, path="images/"))
     return _group("images", children)
 
 
@@ -120,6 +121,7 @@ def _compare_values(
     names: Collection[str] = (),
     why: tuple[Reasons, Reasons],
     policy: Policy,
+    path: str = "",
 ) -> Difference:
     """The metrics of one image, or their means; `names` are metrics that get a node even where no side has them."""
     broken = _not_an_object(name, reference, candidate)
@@ -129,12 +131,18 @@ def _compare_values(
     for metric in sorted({*reference, *candidate, *names}):
         values = reference.get(metric), candidate.get(metric)
         reasons = why[0].get(metric), why[1].get(metric)
-        children.append(_compare_metric(metric, values, reasons, reason_to_ignore(metric, policy.ignored_metrics)))
+        ignored = policy.reason_to_ignore("metrics", metric)
+        limit = policy.limit("metrics", metric, f"{path}{name}/{metric}")
+        children.append(_compare_metric(metric, values, reasons, ignored, limit))
     return _group(name, children)
 
 
 def _compare_metric(
-    name: str, values: tuple[Any, Any], why: tuple[str | None, str | None], ignored: str | None
+    name: str,
+    values: tuple[Any, Any],
+    why: tuple[str | None, str | None],
+    ignored: str | None,
+    limit: Limit | None,
 ) -> Difference:
     """One metric; a value is None where the side has none or a null, and `why` then may say why."""
     if ignored is not None:
@@ -146,7 +154,7 @@ def _compare_metric(
             return _leaf(name, Verdict.UNREADABLE, f"the value of the {side} {problem}")
     if None in values:
         return _without_value(name, values, why)
-    return _compare_numbers(name, float(values[0]), float(values[1]))
+    return _compare_numbers(name, float(values[0]), float(values[1]), limit)
 
 
 def _problem(value: Any) -> str | None:
@@ -167,12 +175,13 @@ def _without_value(name: str, values: tuple[Any, Any], why: tuple[str | None, st
     return _leaf(name, Verdict.MISSING, f"the {side} has no value" + (f": {reason}" if reason else ""))
 
 
-def _compare_numbers(name: str, reference: float, candidate: float) -> Difference:
+def _compare_numbers(name: str, reference: float, candidate: float, limit: Limit | None) -> Difference:
     a, b = np.array([reference], np.float64), np.array([candidate], np.float64)
     if a.tobytes() == b.tobytes():
         return _leaf(name, Verdict.IDENTICAL, repr(reference), value=reference)
-    measures = float_difference(a, b)
+    measures = float_difference(a, b, limits=limit)
     del measures["at"]
-    summary = f"{reference!r} against {candidate!r}; {difference_summary({**measures, 'at': None})}"
+    verdict, note = judge(limit, outside=measures.get("n_outside", 0))
+    summary = f"{reference!r} against {candidate!r}; {difference_summary({**measures, 'at': None})}{note}"
     measures |= {"reference_value": repr(reference), "candidate_value": repr(candidate)}
-    return _leaf(name, Verdict.DIFFERENT, summary, **measures)
+    return _leaf(name, verdict, summary, **measures)

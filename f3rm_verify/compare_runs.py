@@ -17,7 +17,7 @@ from f3rm_verify.difference import ARTEFACTS, CONDITIONS, Difference, FirstDiver
 from f3rm_verify.errors import UnreadableError, UsageError
 from f3rm_verify.first_divergence import down_to_worst, earliness, find_first_divergence
 from f3rm_verify.gather_evidence import Side
-from f3rm_verify.policy import Policy
+from f3rm_verify.policy import LIMITED, TRACE_WITH_LIMITS, Policy, informational, without_ignored
 from f3rm_verify.run_dir import RunDir
 from f3rm_verify.run_facts import RunFacts, facts_of, is_one_run
 
@@ -27,7 +27,8 @@ _ALWAYS_REQUIRED = ("curves", "checkpoints")
 _OF_EVERY_RANK = ("setup", "seeding", "trace", "curves")
 #: More ranks than anybody trains with; a manifest can say anything.
 _MAX_RANKS = 4096
-_GOOD = (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE)
+#: Of a required artefact; ignored can only be a trace that is information.
+_ACCEPTED = (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE, Verdict.IGNORED)
 #: Best first: difference wins over everything that could not be compared.
 _OUTCOMES = (Outcome.REPRODUCIBLE, Outcome.WITHIN_TOLERANCE, Outcome.INCONCLUSIVE, Outcome.DIVERGED)
 
@@ -37,7 +38,7 @@ _COMPARATORS: Mapping[str, Compare] = {
     "seeding": lambda reference, candidate, _: compare_seeding(reference, candidate),
     "curves": lambda reference, candidate, policy: compare_curves(reference, candidate, policy=policy),
     "metrics": lambda reference, candidate, policy: compare_metrics(reference, candidate, policy=policy),
-    "checkpoints": lambda reference, candidate, _: compare_checkpoints(reference, candidate),
+    "checkpoints": lambda reference, candidate, policy: compare_checkpoints(reference, candidate, policy=policy),
     "renders": lambda reference, candidate, _: compare_renders(reference, candidate),
 }
 
@@ -184,7 +185,8 @@ def _compare_rank(
     }
     nodes = {artefact: node for artefact, node in found.items() if artefact in wanted}
     required = [artefact for artefact in nodes if artefact in asked or (policy.required is None and not only)]
-    outcome, reasons = _judge(reference, candidate, nodes, required, rank=rank)
+    shown = _with_trace_as_information(nodes) if policy.limits and set(required) & set(LIMITED) else nodes
+    outcome, reasons = _judge(reference, candidate, shown, required, rank=rank)
     first = None
     if outcome is Outcome.DIVERGED:
         conditions = [node for artefact, node in found.items() if artefact in CONDITIONS]
@@ -193,12 +195,17 @@ def _compare_rank(
     return _Pair(
         name=name,
         candidate=candidate,
-        nodes=nodes,
+        nodes=shown,
         not_recorded=tuple(artefact for artefact in only or ARTEFACTS if artefact not in recorded),
         outcome=outcome,
         reasons=reasons,
         first_divergence=first,
     )
+
+
+def _with_trace_as_information(nodes: Mapping[str, Difference]) -> dict[str, Difference]:
+    """Limits speak of values, and a trace is of digests: its differences are shown, and no difference by themselves."""
+    return {name: informational(node, TRACE_WITH_LIMITS) if name == "trace" else node for name, node in nodes.items()}
 
 
 def _compare(
@@ -210,7 +217,8 @@ def _compare(
         summary = "this version of f3rm-verify cannot compare it"
     else:
         try:
-            return _COMPARATORS[artefact](reference, candidate, policy)
+            node = _COMPARATORS[artefact](reference, candidate, policy)
+            return without_ignored(node, policy.ignored.get(artefact, {}))
         except (UnreadableError, OSError) as error:  # a file that goes away or changes while it is read
             summary = str(error)
     return Difference(name=artefact, artefact=artefact, verdict=Verdict.UNREADABLE, summary=summary)
@@ -233,12 +241,14 @@ def _judge(
     reasons = doubts + [
         f"{name}: {nodes[name].verdict.value} ({_worst_leaf(nodes[name])})"
         for name in required
-        if nodes[name].verdict not in (*_GOOD, Verdict.DIFFERENT)
+        if nodes[name].verdict not in (*_ACCEPTED, Verdict.DIFFERENT)
     ]
     conditions = [node for name, node in nodes.items() if name in CONDITIONS and node.verdict is Verdict.DIFFERENT]
     if conditions:
         what = "; ".join(_worst_leaf(node) for node in conditions)
-        reasons.append(f"the runs were made under different conditions, and yet nothing else differs ({what})")
+        within = any(nodes[name].verdict is Verdict.WITHIN_TOLERANCE for name in required)
+        beyond = " beyond its limits" if within else ""
+        reasons.append(f"the runs were made under different conditions, and yet nothing else differs{beyond} ({what})")
     if reasons:
         return Outcome.INCONCLUSIVE, tuple(reasons)
     exact = all(nodes[name].verdict is Verdict.IDENTICAL for name in required)

@@ -91,9 +91,10 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
     ): (),
     ("seeding_audit",): ("seeding_plan",),
     ("seeding",): ("launch_variables", "seeding_audit", "seeding_plan"),
-    ("policy",): ("difference", "errors"),
     ("causes",): ("cause_evidence",),
     ("gather_evidence",): ("cause_evidence", "difference"),
+    ("policy",): ("bits", "difference", "errors"),
+    ("policy_file",): ("difference", "errors", "policy"),
     ("run_dir",): ("errors", "readers.*"),
     ("readers.*",): ("errors", "readers.*"),
     ("recorder",): ("files", "launch_variables", "memory", "run_dir"),
@@ -199,7 +200,7 @@ def test_torch_is_imported_inside_functions_except_in_a_training() -> None:
 
 @pytest.mark.parametrize("package", ["torch", "torchvision", "torchmetrics", "nerfstudio"])
 def test_comparing_and_reporting_need_no_training_extra(package: str) -> None:
-    parts = (COMPARATORS, "compare_runs", "readers.*", "reporters*", "run_*", "bits", "difference", "policy", "cli")
+    parts = (COMPARATORS, "compare_runs", "readers.*", "reporters*", "run_*", "bits", "difference", "policy*", "cli")
     assert not [module for module in users(package) if matches(module.removesuffix(".__init__"), parts)]
 
 

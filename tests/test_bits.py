@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from f3rm_verify.bits import bit_equal, difference_summary, float_difference
+from f3rm_verify.bits import ValueLimits, bit_equal, difference_summary, float_difference, outside
 
 SCALARS = ["f2", "f4", "f8", "c8", "c16", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
 
@@ -112,7 +112,9 @@ def test_measures_and_summary_of_a_known_difference() -> None:
         "max_ulp": 2**22,
         "n_nan_mismatch": 0,
         "n_nan_payload": 0,
+        "n_infinite": 0,
         "n_sign_of_zero": 0,
+        "ulp_histogram": {"2097152": 1, "4194304": 1},
     }
     assert difference_summary(measures) == "2 of 200 values differ, largest 0.5 at [17, 1] (4,194,304 ulp)"
 
@@ -202,3 +204,91 @@ def test_mapped_arrays_take_little_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2**20, "a quarter of one side"
+
+
+def test_the_histogram_of_ulps_has_every_distance_once() -> None:
+    a = np.zeros(6, "f4")
+    b = np.array([0.0, -0.0, *np.array([1, 2, 3, 4], np.uint32).view("f4")], "f4")
+    assert float_difference(a, b)["ulp_histogram"] == {"0": 1, "1": 1, "2": 2, "4": 1}
+    # 2**53 - 1 and 2**63 + ... ulps: where a float64 would round up to the next power of two
+    far = np.array([0, 2**54 - 1], np.uint64).view("f8")
+    assert float_difference(np.zeros(2), far)["ulp_histogram"] == {str(2**53): 1}
+
+
+def test_infinities_are_counted_whatever_is_on_the_other_side() -> None:
+    inf = np.inf
+    measures = float_difference(np.array([inf, inf, 1.0, inf]), np.array([-inf, 1.0, -inf, inf]))
+    assert (measures["n_different"], measures["n_infinite"], measures["n_nan_mismatch"]) == (3, 3, 0)
+    assert "infinite on one side" in difference_summary(measures)
+
+
+LIMITS = st.builds(
+    ValueLimits,
+    absolute=st.none() | st.floats(0, 1e300),
+    relative=st.none() | st.floats(0, 1),
+    ulps=st.none() | st.integers(0, 2**31),
+)
+
+
+@given(pairs(), LIMITS)
+def test_limits_are_symmetric_agree_with_the_measures_and_never_hold_for_nan(pair: Any, limits: ValueLimits) -> None:
+    a, b = pair
+    measures = float_difference(a, b, limits=limits)
+    swapped = float_difference(b, a, limits=limits)
+    assert measures["n_outside"] == swapped["n_outside"]
+    if a.dtype.kind != "c":
+        assert measures["n_outside"] == np.count_nonzero(outside(a, b, limits))
+    assert measures["n_outside"] <= measures["n_different"]
+    assert measures["n_outside"] >= measures.get("n_nan_mismatch", 0) + measures.get("n_infinite", 0)
+    if limits == ValueLimits():
+        assert measures["n_outside"] == measures["n_different"]
+
+
+@given(pairs(), LIMITS, st.floats(1, 10), st.integers(0, 100))
+def test_looser_limits_never_have_more_outside(pair: Any, limits: ValueLimits, factor: float, more: int) -> None:
+    looser = ValueLimits(
+        absolute=None if limits.absolute is None else limits.absolute * factor,
+        relative=None if limits.relative is None else limits.relative * factor,
+        ulps=None if limits.ulps is None else limits.ulps + more,
+    )
+    strict, loose = (float_difference(*pair, limits=each)["n_outside"] for each in (limits, looser))
+    assert loose <= strict
+
+
+def test_a_limit_taken_from_the_report_holds() -> None:
+    generator = np.random.default_rng(0)
+    a = generator.standard_normal(500).astype("f4")
+    b = (a * (1 + generator.random(500) / 1000)).astype("f4")
+    measures = float_difference(a, b)
+    for limits in (
+        ValueLimits(absolute=measures["max_abs"]),
+        ValueLimits(relative=measures["max_rel"]),
+        ValueLimits(ulps=measures["max_ulp"]),
+    ):
+        assert float_difference(a, b, limits=limits)["n_outside"] == 0
+    for limits in (
+        ValueLimits(absolute=measures["max_abs"] * 0.999),
+        ValueLimits(relative=measures["max_rel"] * 0.999),
+        ValueLimits(ulps=measures["max_ulp"] - 1),
+    ):
+        assert float_difference(a, b, limits=limits)["n_outside"] > 0
+
+
+@pytest.mark.parametrize("limits", [ValueLimits(ulps=5), ValueLimits(absolute=1e300), ValueLimits(relative=0.9)])
+def test_an_infinity_is_never_near_the_largest_number(limits: ValueLimits) -> None:
+    a, b = np.array([np.finfo("f8").max]), np.array([np.inf])
+    assert float_difference(a, b, limits=limits)["n_outside"] == 1
+
+
+def test_integers_have_absolute_and_relative_limits_but_no_ulps() -> None:
+    a, b = np.array([100, 2**62], "i8"), np.array([101, 2**62 + 1], "i8")
+    assert float_difference(a, b, limits=ValueLimits(absolute=1))["n_outside"] == 0
+    assert float_difference(a, b, limits=ValueLimits(absolute=0.9))["n_outside"] == 2
+    assert float_difference(a, b, limits=ValueLimits(relative=0.001))["n_outside"] == 1
+    assert float_difference(a, b, limits=ValueLimits(ulps=1000))["n_outside"] == 2
+
+
+def test_what_has_no_distance_is_within_no_limits() -> None:
+    a, b = np.array([1], "u1"), np.array([2], "u1")
+    limits = ValueLimits(absolute=100, relative=0.9, ulps=100)
+    assert float_difference(a, b, dtype_name="float8_e5m2", limits=limits)["n_outside"] == 1

@@ -21,7 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from f3rm_verify.compare_curves import all_nan_losses, compare_curves, first_divergent_curve, observed_steps
 from f3rm_verify.difference import Difference, Verdict
-from f3rm_verify.policy import Policy
+from f3rm_verify.policy import IGNORED_TAGS, Policy
 from f3rm_verify.run_dir import RunDir
 
 Values = Sequence[tuple[int, Any]]
@@ -247,9 +247,9 @@ def test_what_differs_by_nature_is_ignored_with_its_reason(run: Make, tag: str) 
     sides = run({**TAGS, tag: [(0, "a")]}), run({**TAGS, tag: [(0, "b")]})
     leaf = children(compare(*sides))[tag]
     assert leaf.verdict is Verdict.IGNORED
-    assert leaf.summary in Policy().ignored_tags.values()
+    assert leaf.summary in IGNORED_TAGS.values()
     assert compare(*sides).verdict is Verdict.IDENTICAL
-    assert compare(*sides, Policy(ignored_tags={})).verdict is Verdict.DIFFERENT
+    assert compare(*sides, Policy(ignored={})).verdict is Verdict.DIFFERENT
 
 
 def test_an_ignored_tag_of_one_side_says_so(run: Make) -> None:
@@ -259,7 +259,7 @@ def test_an_ignored_tag_of_one_side_says_so(run: Make) -> None:
 
 
 def test_ignoring_everything_is_no_verdict(run: Make) -> None:
-    assert compare(run(TAGS), run(TAGS), Policy(ignored_tags={"*": "on request"})).verdict is Verdict.UNREADABLE
+    assert compare(run(TAGS), run(TAGS), Policy(ignored={"curves": {"*": "on request"}})).verdict is Verdict.UNREADABLE
 
 
 def test_a_tag_of_one_side_is_missing(run: Make) -> None:

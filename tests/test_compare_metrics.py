@@ -185,7 +185,7 @@ def test_an_ignored_metric_of_one_side_says_so(run: Make) -> None:
 
 
 def test_ignoring_everything_is_no_verdict(run: Make) -> None:
-    node = compare(run(METRICS_DATA), run(METRICS_DATA), Policy(ignored_metrics={"*": "on request"}))
+    node = compare(run(METRICS_DATA), run(METRICS_DATA), Policy(ignored={"metrics": {"*": "on request"}}))
     assert node.verdict is Verdict.UNREADABLE
 
 

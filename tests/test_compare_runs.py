@@ -34,7 +34,7 @@ from f3rm_verify.causes import RULES
 from f3rm_verify.compare_runs import compare_runs
 from f3rm_verify.difference import ARTEFACTS, Difference, Outcome, Result, Verdict
 from f3rm_verify.errors import UnreadableError, UsageError
-from f3rm_verify.policy import DIFF_POLICY, RUN_POLICY, Policy
+from f3rm_verify.policy import DIFF_POLICY, IGNORED_TAGS, RUN_POLICY, Policy
 from f3rm_verify.run_dir import CHECKPOINTS, CONFIG, MANIFEST, METRICS, RENDERS, SEEDING, RunDir
 
 Change = Callable[[FakeRun], Any]
@@ -827,11 +827,11 @@ class TestBrokenEvidence:
 
 
 def test_a_policy_reaches_the_comparators(tmp_path: Path) -> None:
-    policy = dataclasses.replace(RUN_POLICY, ignored_tags={**RUN_POLICY.ignored_tags, PSNR: "a test"})
+    policy = dataclasses.replace(RUN_POLICY, ignored={"curves": {**IGNORED_TAGS, PSNR: "a test"}})
     result = compare_fakes(tmp_path, FakeRun(), changed(flip_scalar_bit), policy=policy)
     assert result.outcome is Outcome.REPRODUCIBLE
     assert f"curves/{PSNR}" in leaves(result, "ignored")
-    assert result.policy["ignored_tags"][PSNR] == "a test"
+    assert result.policy["ignored"]["curves"][PSNR] == "a test"
 
 
 def test_a_policy_that_nothing_could_fail_is_wrong_usage(tmp_path: Path) -> None:

@@ -5,9 +5,20 @@ import json
 
 import pytest
 
-from f3rm_verify.difference import ARTEFACTS
+from f3rm_verify.difference import ARTEFACTS, Difference, Verdict
 from f3rm_verify.errors import UsageError
-from f3rm_verify.policy import DIFF_POLICY, IGNORED_METRICS, IGNORED_TAGS, RUN_POLICY, Policy, reason_to_ignore
+from f3rm_verify.policy import (
+    DIFF_POLICY,
+    IGNORED_METRICS,
+    IGNORED_TAGS,
+    RUN_POLICY,
+    Limit,
+    Policy,
+    informational,
+    judge,
+    reason_to_ignore,
+    without_ignored,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +65,8 @@ def test_what_the_commands_require() -> None:
         ({"required": ()}, "requires nothing that a training puts out"),
         ({"required": ("setup", "seeding")}, "requires nothing that a training puts out"),
         ({"required": ("curves", "colours")}, "requires colours; there are only setup, seeding"),
-        ({"ignored_tags": {"*": "why not"}}, r"ignores everything, by the pattern '\*'"),
-        ({"ignored_metrics": {"psnr": "a reason", "**": "why not"}}, r"ignores everything, by the pattern '\*\*'"),
+        ({"ignored": {"curves": {"*": "why not"}}}, r"ignores everything, by the pattern '\*'"),
+        ({"ignored": {"metrics": {"psnr": "a reason", "**": "why not"}}}, r"ignores everything, by the pattern '\*\*'"),
     ],
 )
 def test_a_policy_that_nothing_could_fail_is_wrong_usage(changes: dict[str, object], message: str) -> None:
@@ -65,4 +76,83 @@ def test_a_policy_that_nothing_could_fail_is_wrong_usage(changes: dict[str, obje
 
 def test_policies_share_no_table() -> None:
     assert Policy() == Policy()
-    assert Policy().ignored_tags is not Policy().ignored_tags
+    assert Policy().ignored["curves"] is not Policy().ignored["curves"]
+
+
+LIMITED_BY = Limit(pattern="*", absolute=1.0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "outside", "psnr", "accepted"),
+    [
+        ({"absolute": 1.0}, 0.0, None, True),
+        ({"absolute": 1.0}, 1e-9, None, False),
+        ({"absolute": 1.0, "pixels": 0.1}, 0.1, None, True),
+        ({"absolute": 1.0, "pixels": 0.1}, 0.11, None, False),
+        ({"pixels": 0.1}, 0.1, None, True),
+        ({"psnr": 40.0}, 1.0, 40.0, True),
+        ({"psnr": 40.0}, 1.0, 39.9, False),
+        ({"psnr": 40.0}, 0.0, None, False),
+        ({"psnr": 40.0, "pixels": 0.1}, 0.2, 50.0, False),
+        ({"psnr": 40.0, "pixels": 0.1}, 0.1, 50.0, True),
+        ({"absolute": 1.0}, float("nan"), None, False),
+        ({"psnr": 40.0}, 0.0, float("nan"), False),
+    ],
+)
+def test_every_limit_that_is_given_must_hold(
+    numbers: dict[str, float], outside: float, psnr: float | None, accepted: bool
+) -> None:
+    limit = Limit(pattern="*", **numbers)  # type: ignore[arg-type]
+    assert limit.accepts(outside=outside, psnr=psnr) is accepted
+    verdict, note = judge(limit, outside=outside, psnr=psnr)
+    assert verdict is (Verdict.WITHIN_TOLERANCE if accepted else Verdict.DIFFERENT)
+    assert note.startswith("; within the limits of *: " if accepted else "; beyond the limits of *: ")
+
+
+def test_without_a_limit_a_difference_is_one() -> None:
+    assert judge(None, outside=0.0) == (Verdict.DIFFERENT, "")
+
+
+def test_the_first_pattern_that_matches_counts() -> None:
+    policy = Policy(limits={"curves": (Limit(pattern="a*", ulps=1), LIMITED_BY)})
+    assert policy.limit("curves", "ab") == Limit(pattern="a*", ulps=1)
+    assert policy.limit("curves", "b") is LIMITED_BY
+    assert policy.limit("curves", "b", "ab") == Limit(pattern="a*", ulps=1)
+    assert policy.limit("metrics", "b") is None
+
+
+def leaf(name: str, verdict: Verdict = Verdict.DIFFERENT) -> Difference:
+    return Difference(name=name, artefact="renders", verdict=verdict, summary=f"of {name}")
+
+
+def group(name: str, *children: Difference) -> Difference:
+    return Difference.group(name=name, artefact="renders", children=children)
+
+
+def test_ignored_leaves_and_groups_keep_what_was_found() -> None:
+    tree = group("renders", group("a", leaf("rgb"), leaf("depth", Verdict.IDENTICAL)), group("b", leaf("rgb")))
+    found = without_ignored(tree, {"a/rgb": "noise", "b/*": "other"})
+    assert [(path[1:], node.verdict.value, node.summary) for path, node in found.leaves()] == [
+        (("a", "rgb"), "ignored", "noise; of rgb"),
+        (("a", "depth"), "identical", "of depth"),
+        (("b",), "ignored", "other; 1 different"),
+    ]
+    assert found.verdict is Verdict.IDENTICAL
+    assert [node.measures["reason"] for _, node in found.leaves() if node.verdict is Verdict.IGNORED] == [
+        "noise",
+        "other",
+    ]
+    assert without_ignored(tree, {"c": "nothing"}) is tree
+
+
+def test_ignoring_all_that_there_is_compares_nothing() -> None:
+    tree = group("renders", group("a", leaf("rgb")))
+    assert without_ignored(tree, {"a*": "everything in the end"}).verdict is Verdict.UNREADABLE
+
+
+def test_information_is_shown_and_does_not_decide_but_what_is_missing_does() -> None:
+    tree = group("trace", leaf("x", Verdict.IDENTICAL), leaf("y"))
+    found = informational(tree, "why")
+    assert [node.verdict for _, node in found.walk()] == [Verdict.IGNORED, Verdict.IDENTICAL, Verdict.IGNORED]
+    assert informational(group("trace", leaf("y"), leaf("z", Verdict.MISSING)), "why").verdict is Verdict.MISSING
+    assert informational(leaf("x", Verdict.UNREADABLE), "why").verdict is Verdict.UNREADABLE
