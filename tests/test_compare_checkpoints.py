@@ -11,6 +11,7 @@ import pytest
 
 from f3rm_verify.compare_checkpoints import compare_checkpoints, nothing_trained
 from f3rm_verify.difference import Difference, Verdict
+from f3rm_verify.policy import Policy
 from f3rm_verify.run_dir import CHECKPOINTS, RunDir
 
 torch = pytest.importorskip("torch")
@@ -54,7 +55,7 @@ def write(path: Path, *trainings: dict[str, Any]) -> RunDir:
 def both(tmp_path: Path, reference: dict[str, Any], candidate: dict[str, Any]) -> Difference:
     """The tree, after a check that swapped sides have the same verdicts and that it is JSON data."""
     runs = write(tmp_path / "reference", reference), write(tmp_path / "candidate", candidate)
-    tree, swapped = compare_checkpoints(*runs), compare_checkpoints(*reversed(runs))
+    tree, swapped = compare_checkpoints(*runs, policy=Policy()), compare_checkpoints(*reversed(runs), policy=Policy())
     assert {path: node.verdict for path, node in tree.walk()} == {path: node.verdict for path, node in swapped.walk()}
     assert json.loads(json.dumps(tree.to_dict(), allow_nan=False)) == tree.to_dict()
     return tree
@@ -107,7 +108,7 @@ def test_one_flipped_bit_in_the_file_is_exactly_one_different_tensor(tmp_path: P
     assert raw.count(needle) == 1
     raw[raw.index(needle) + 4 * (17 * 2 + 1)] ^= 1
     path.write_bytes(raw)
-    node = only(compare_checkpoints(*runs), TABLE)
+    node = only(compare_checkpoints(*runs, policy=Policy()), TABLE)
     assert (node.verdict, node.measures["max_ulp"], node.measures["at"]) == (Verdict.DIFFERENT, 1, [17, 1])
     assert node.measures["crc_mismatch"] == "candidate"
     assert "checksum mismatch in candidate" in node.summary
@@ -244,12 +245,12 @@ def test_keys_with_slashes_stay_apart(tmp_path: Path) -> None:
 def test_a_step_on_one_side_only_is_missing_and_the_others_are_compared(tmp_path: Path) -> None:
     reference = write(tmp_path / "reference", training(499), training(999))
     candidate = write(tmp_path / "candidate", training(999))
-    tree = compare_checkpoints(reference, candidate)
+    tree = compare_checkpoints(reference, candidate, policy=Policy())
     assert [(child.name, child.verdict, child.summary) for child in tree.children] == [
         ("step-000000499", Verdict.MISSING, "missing in the candidate"),
         ("step-000000999", Verdict.IDENTICAL, "20 identical"),
     ]
-    assert compare_checkpoints(candidate, reference).verdict is Verdict.MISSING
+    assert compare_checkpoints(candidate, reference, policy=Policy()).verdict is Verdict.MISSING
 
 
 def test_an_unreadable_file_is_one_node_and_the_other_steps_are_compared(tmp_path: Path) -> None:
@@ -259,13 +260,13 @@ def test_an_unreadable_file_is_one_node_and_the_other_steps_are_compared(tmp_pat
     candidate = write(tmp_path / "candidate", training(499), training(999), changed)
     path = candidate.checkpoints[499]
     path.write_bytes(path.read_bytes()[:2000])
-    tree = compare_checkpoints(reference, candidate)
+    tree = compare_checkpoints(reference, candidate, policy=Policy())
     verdicts = [child.verdict for child in tree.children]
     assert verdicts == [Verdict.UNREADABLE, Verdict.IDENTICAL, Verdict.DIFFERENT]
     assert tree.children[0].summary.startswith("candidate: step-000000499.ckpt: truncated")
     assert not tree.children[0].children
     reference.checkpoints[499].write_bytes(b"")
-    both_broken = compare_checkpoints(reference, candidate).children[0]
+    both_broken = compare_checkpoints(reference, candidate, policy=Policy()).children[0]
     assert both_broken.verdict is Verdict.UNREADABLE
     assert "reference: " in both_broken.summary
     assert "candidate: " in both_broken.summary
@@ -290,7 +291,7 @@ def test_equal_files_that_hold_nothing_are_not_identical(tmp_path: Path) -> None
     for side in ("reference", "candidate"):
         write(tmp_path / side)
         torch.save({}, tmp_path / side / CHECKPOINTS / "step-000000001.ckpt")
-    tree = compare_checkpoints(RunDir(tmp_path / "reference"), RunDir(tmp_path / "candidate"))
+    tree = compare_checkpoints(RunDir(tmp_path / "reference"), RunDir(tmp_path / "candidate"), policy=Policy())
     assert tree.verdict is Verdict.UNREADABLE
 
 
@@ -298,24 +299,24 @@ def test_equal_files_that_hold_nothing_are_not_identical(tmp_path: Path) -> None
 def test_no_checkpoints_on_either_side_compares_nothing(tmp_path: Path, create: bool) -> None:
     if create:
         write(tmp_path / "a"), write(tmp_path / "b")
-    tree = compare_checkpoints(RunDir(tmp_path / "a"), RunDir(tmp_path / "b"))
+    tree = compare_checkpoints(RunDir(tmp_path / "a"), RunDir(tmp_path / "b"), policy=Policy())
     assert (tree.verdict, tree.children) == (Verdict.UNREADABLE, ())
     assert tree.summary == "neither run has checkpoints in nerfstudio_models/"
 
 
 def test_no_checkpoints_on_one_side_is_missing(tmp_path: Path) -> None:
     full, empty = write(tmp_path / "full", training()), write(tmp_path / "empty")
-    tree = compare_checkpoints(full, empty)
+    tree = compare_checkpoints(full, empty, policy=Policy())
     assert tree.verdict is Verdict.MISSING
     assert tree.children[0].summary == "missing in the candidate"
-    assert compare_checkpoints(empty, full).children[0].summary == "missing in the reference"
+    assert compare_checkpoints(empty, full, policy=Policy()).children[0].summary == "missing in the reference"
 
 
 def test_a_checkpoint_linked_from_elsewhere_is_unreadable(tmp_path: Path) -> None:
     full, linked = write(tmp_path / "full", training()), write(tmp_path / "linked")
     (path,) = full.checkpoints.values()
     (linked.path / CHECKPOINTS / path.name).symlink_to(path)
-    tree = compare_checkpoints(full, linked)
+    tree = compare_checkpoints(full, linked, policy=Policy())
     assert tree.verdict is Verdict.UNREADABLE
     assert "leads out of the run directory" in tree.children[0].summary
     assert nothing_trained(linked) is None
