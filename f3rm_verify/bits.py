@@ -248,7 +248,8 @@ def _bit_lengths(values: Array) -> Array:
     digits = np.frexp(values.astype(np.float64))[1].astype(np.int64)
     # As a float64 the largest below a power of two can round up to it.
     too_many = (digits > 0) & (values >> np.maximum(digits - 1, 0).clip(max=63).astype(np.uint64) == 0)
-    return np.minimum(digits - too_many, 64)
+    lengths: Array = np.minimum(digits - too_many, 64)
+    return lengths
 
 
 def _check_comparable(a: Array, b: Array) -> None:

@@ -27,8 +27,7 @@ _ALWAYS_REQUIRED = ("curves", "checkpoints")
 _OF_EVERY_RANK = ("setup", "seeding", "trace", "curves")
 #: More ranks than anybody trains with; a manifest can say anything.
 _MAX_RANKS = 4096
-#: Of a required artefact; ignored can only be a trace that is information.
-_ACCEPTED = (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE, Verdict.IGNORED)
+_GOOD = (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE)
 #: Best first: difference wins over everything that could not be compared.
 _OUTCOMES = (Outcome.REPRODUCIBLE, Outcome.WITHIN_TOLERANCE, Outcome.INCONCLUSIVE, Outcome.DIVERGED)
 
@@ -241,7 +240,8 @@ def _judge(
     reasons = doubts + [
         f"{name}: {nodes[name].verdict.value} ({_worst_leaf(nodes[name])})"
         for name in required
-        if nodes[name].verdict not in (*_ACCEPTED, Verdict.DIFFERENT)
+        if nodes[name].verdict not in (*_GOOD, Verdict.DIFFERENT)
+        if (name, nodes[name].verdict) != ("trace", Verdict.IGNORED)  # information, where limits decide
     ]
     conditions = [node for name, node in nodes.items() if name in CONDITIONS and node.verdict is Verdict.DIFFERENT]
     if conditions:

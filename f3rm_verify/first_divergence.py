@@ -66,6 +66,7 @@ _TAG_STAGES = (
 )
 #: What differs without a step, in causal order, and the stage that it shows.
 _UNDATED = {
+    "trace": None,
     "curves": None,
     "checkpoints": "params",
     "metrics": "eval",
