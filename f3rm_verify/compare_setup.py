@@ -54,7 +54,10 @@ _IGNORED_VARIABLES: Mapping[str, str] = {
 }
 _IGNORED_PARTS: Mapping[str, Mapping[str, str]] = {
     "environment.variables": _IGNORED_VARIABLES,
-    "data.features": {"source": "whether the features came from a cache; their digest decides"},
+    "data.features": {
+        "source": "whether the features came from a cache; their digest decides",
+        "kinds.*.origin*": "where the weights came from; their digest decides",
+    },
 }
 
 

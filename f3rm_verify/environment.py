@@ -52,7 +52,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": _packages(),
         "hardware": {
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "gpus": _gpus(),
             "cuda": torch.version.cuda if torch.cuda.is_available() else None,
@@ -84,7 +84,8 @@ def _variables() -> dict[str, str]:
     return {name: os.environ[name] for name in matters if name not in _PLACES}
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name, or at least its kind."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf8", "replace").splitlines()
     except OSError:

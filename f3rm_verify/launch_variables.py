@@ -15,8 +15,10 @@ LIFELINE = "F3RM_VERIFY_LIFELINE"
 RENDER_BUDGET = "F3RM_VERIFY_RENDER_BUDGET"
 #: Variables, separated by commas, that the launcher set for the seeding; the others are the user's.
 SEEDING_SET = "F3RM_VERIFY_SEEDING_SET"
-#: Where this run keeps its features, so that both runs start from equal (empty) caches.
+#: Where this run keeps its features: in a folder of its own, so that all runs extract, or in one that they share.
 FEATURE_CACHE = "F3RM_VERIFY_FEATURE_CACHE"
+#: Set where they share them; then a cache in the dataset's folder serves, too.
+SHARED_FEATURES = "F3RM_VERIFY_SHARED_FEATURES"
 #: How many steps with and without each measure to time, in a process that trains nothing.
 COST = "F3RM_VERIFY_COST"
 #: Names of the measures to time, separated by commas; all of them where it is empty.

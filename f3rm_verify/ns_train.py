@@ -54,7 +54,7 @@ class TrainingRequest:
     another package's, whose data manager may keep caches in the dataset. A side in `views` gets that view of the data.
     `prepares` is the user's dataset where only the caches in a view of it are to be made. `cost_steps` is how many
     steps to time with and without each measure where costs are to be measured, and nothing trained; `cost_only` names
-    the measures, all where it is empty.
+    the measures, all where it is empty. With `fresh_features` each side extracts its own.
     """
 
     seed: int
@@ -73,6 +73,7 @@ class TrainingRequest:
     prepares: Path | None = None
     cost_steps: int | None = None
     cost_only: tuple[str, ...] = ()
+    fresh_features: bool = False
 
 
 def find_ns_train(given: Path | None = None) -> Path:
@@ -183,7 +184,9 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             launch_variables.METHOD: request.method,
             launch_variables.NONCE: nonce,
             launch_variables.SEEDING_SET: ",".join(set_here),
-            launch_variables.FEATURE_CACHE: str(request.output / "cache" / side),
+            launch_variables.FEATURE_CACHE: str(
+                request.output / "cache" / (side if request.fresh_features else "shared")
+            ),
             "PYTHONUNBUFFERED": "1",
             # The log is a file of ours: whatever the terminal's encoding, no character may end a training.
             "PYTHONIOENCODING": "utf-8:backslashreplace",
@@ -196,6 +199,7 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
         launch_variables.PREPARE: request.prepares,
         launch_variables.COST: request.cost_steps,
         launch_variables.COST_ONLY: ",".join(request.cost_only) or None,
+        launch_variables.SHARED_FEATURES: None if request.fresh_features else 1,
         launch_variables.RENDER_BUDGET: request.render_budget if request.cost_steps is None else None,
     }
     for name, value in asked.items():

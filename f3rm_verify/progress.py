@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from f3rm_verify.runner import STEPPING, Training
+from f3rm_verify.runner import COUNTING, STEPPING, Training
 
 #: Seconds between two lines of piped output while no training begins anything new.
 _INTERVAL = 15.0
@@ -47,7 +47,7 @@ def _lines(console: Console) -> Callable[[Sequence[Training]], None]:
 def describe(training: Training) -> str:
     """One training in one line: side, phase, step, loss, time left."""
     parts = [f"{training.side:<11}", training.phase]
-    if training.phase in (*STEPPING, "evaluating") and training.step is not None:
+    if training.phase in (*STEPPING, *COUNTING) and training.step is not None:
         parts.append(f"{training.step + 1}/{training.steps}")
     if training.phase == "training" and training.loss is not None:
         parts.append(f"loss {training.loss:.4f}")

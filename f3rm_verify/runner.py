@@ -37,6 +37,8 @@ _FALLBACK = "Could not load methods from environment variable"
 _POLL_SECONDS = 0.1
 #: The phases in which steps are done, one as long as another.
 STEPPING = ("training", "measuring")
+#: The phases in which images are done.
+COUNTING = ("extracting", "evaluating")
 
 
 @dataclass(kw_only=True)
@@ -83,8 +85,8 @@ class Training:
 def _where(phase: str, step: int | None, steps: int) -> str:
     if phase in STEPPING and step is not None:
         return f"after step {step}"
-    if phase == "evaluating" and step is not None:
-        return f"while evaluating, {step + 1} of {steps} images done"
+    if phase in COUNTING and step is not None:
+        return f"while {phase}, {step + 1} of {steps} images done"
     return "when it was done" if phase == "done" else f"while {phase}"
 
 

@@ -25,10 +25,13 @@ def shared_data(
 ) -> Iterator[tuple[TrainingRequest, list[str]]]:
     """Yields the request with a view of the data for each side, and a list that then gets what went wrong with it.
 
+    Of our own methods, with `fresh` each side extracts its features; else the first does, and all have the same.
+
     The data manager of a `foreign` method may keep caches in the dataset. Its sides share one view in which they find
     them, made once beforehand; with `fresh`, each has a view of its own without any. Other methods get the dataset
     itself. Raises TrainingError where the caches cannot be made.
     """
+    request = dataclasses.replace(request, fresh_features=fresh)
     skip = _output_in(request)
     before = listing(request.data, skip=skip)
     folder = request.output / "data"

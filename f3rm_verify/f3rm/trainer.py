@@ -127,6 +127,7 @@ class SeededTrainer:
         """Sets the training up, and records what it starts from."""
         if only_prepares():
             self._prepare()
+        self._hear_of_features()
         with self._measured_memory(), self._explained_failures(), seeded_construction(self._plan):
             super().setup(*arguments, **keywords)  # type: ignore[misc]
         switch_encodings(self.pipeline.model, deterministic=self.config.encoding == "deterministic")
@@ -146,8 +147,15 @@ class SeededTrainer:
             }
         )
 
+    def _hear_of_features(self) -> None:
+        """Has our own data manager tell how far it is: extracting takes minutes without a step."""
+        datamanager = getattr(self.config.pipeline, "datamanager", None)
+        if hasattr(datamanager, "tell"):
+            datamanager.tell = lambda phase, done, of: self._recorder.status(phase, step=done - 1, steps=of)
+
     def _prepare(self) -> None:
         """Makes the data manager's caches, and ends the process."""
+        self._hear_of_features()
         with self._measured_memory():
             prepare_data(self.config, self.device)  # type: ignore[attr-defined]
         self._recorder.complete(first_step=0, steps=0)

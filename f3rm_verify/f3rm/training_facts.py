@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from f3rm_verify.dataset_view import folder_of
+from f3rm_verify.f3rm.features import FeatureMap
 from f3rm_verify.recorder import digest_files, digest_tensors
 
 
@@ -35,13 +36,25 @@ def data_digests(datamanager: Any) -> dict[str, Any]:
     poses = sorted(data.glob("*.json")) if data.is_dir() else [data]
     names = [path for path in dict.fromkeys([*poses, *files]) if path.is_file()]
     digests = {os.path.relpath(name, folder_of(data)): value for name, value in digest_files(names).items()}
-    features: Any = getattr(datamanager, "features", None)
     return {
         "folder": str(data),
         "files": digests,
-        "features": {"digest": features.digest, "source": features.source}
-        if hasattr(features, "digest")
-        else _foreign_features(datamanager),
+        "features": _features(datamanager),
+    }
+
+
+def _features(datamanager: Any) -> dict[str, Any] | None:
+    """The digest of all features, and of each kind what computed it."""
+    maps = getattr(datamanager, "features", None)
+    if not (isinstance(maps, tuple) and maps and all(isinstance(one, FeatureMap) for one in maps)):
+        return _foreign_features(datamanager)
+    return {
+        "digest": "+".join(one.digest for one in maps),
+        "source": ", ".join(dict.fromkeys(one.source for one in maps)),
+        "kinds": {
+            one.kind: {"digest": one.digest, "shape": list(one.values.shape), **one.identity, "origin": one.origin}
+            for one in maps
+        },
     }
 
 

@@ -69,12 +69,16 @@ class TestSameSeed:
         for key in ("pid", "run_id", "nonce"):
             assert manifests[0][key] != manifests[1][key]
 
-    def test_caches_are_equal_and_cold(self, seeded: Finished) -> None:
-        for side in ("reference", "candidate"):
+    def test_features_are_extracted_once_and_shared(self, seeded: Finished) -> None:
+        sources, digests = [], set()
+        for side in ("reference", "candidate", "control"):
             manifest = RunDir(seeded.side(side)).manifest
             assert manifest is not None
-            assert manifest["data"]["features"]["source"] == "extracted"
+            sources.append(manifest["data"]["features"]["source"])
+            digests.add(manifest["data"]["features"]["digest"])
             assert len(manifest["data"]["files"]) == 41  # 40 images and the poses
+        assert sorted(sources) == ["cache", "cache", "extracted"]
+        assert len(digests) == 1
 
     def test_lpips_is_named_as_unavailable_offline(self, seeded: Finished) -> None:
         metrics = RunDir(seeded.side("reference")).metrics

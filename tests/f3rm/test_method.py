@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from f3rm_verify.errors import TrainingError
 from f3rm_verify.presets import SMALL
 from f3rm_verify.scene import write_scene
 
@@ -81,7 +80,7 @@ def test_the_feature_loss_is_the_weighted_mean_squared_error(stepped: Stepped) -
 
 
 def test_features_are_those_of_the_nearest_cell(stepped: Stepped) -> None:
-    features = stepped.trainer.pipeline.datamanager.train_features
+    (features,) = stepped.trainer.pipeline.datamanager.train_features
     for row in (0, 17, 101):
         camera, y, x = stepped.batch["indices"][row].tolist()
         assert (stepped.batch["feature"][row] == features[camera, y * 32 // 64, x * 32 // 64]).all()
@@ -207,38 +206,3 @@ def test_any_trainer_can_be_wrapped_and_its_config_read_again(tmp_path: Path) ->
     loaded = yaml.load(yaml.dump(wrapped), Loader=yaml.Loader)
     assert type(loaded) is module.F3RMTrainerConfig
     assert loaded == wrapped
-
-
-class TestFeatureCache:
-    @pytest.fixture
-    def images(self, tmp_path: Path) -> list[Path]:
-        return sorted((write_scene(tmp_path / "scene") / "images").iterdir())[:3]
-
-    def test_cold_and_warm_are_bit_identical(self, images: list[Path], tmp_path: Path) -> None:
-        from f3rm_verify.f3rm.features import load_or_extract
-
-        cold, warm = (load_or_extract("DAISY", images, tmp_path, use_cache=True) for _ in range(2))
-        assert (cold.source, warm.source) == ("extracted", "cache")
-        assert cold.values.tobytes() == warm.values.tobytes()
-        assert cold.digest == warm.digest
-        assert cold.values.shape == (3, 32, 32, 52)
-
-    def test_other_content_is_another_cache(self, images: list[Path], tmp_path: Path) -> None:
-        from f3rm_verify.f3rm.features import load_or_extract
-
-        load_or_extract("DAISY", images, tmp_path, use_cache=True)
-        images[1].write_bytes(images[0].read_bytes())
-        assert load_or_extract("DAISY", images, tmp_path, use_cache=True).source == "extracted"
-
-    @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])
-    def test_a_broken_cache_is_refused(self, images: list[Path], tmp_path: Path, damage: str) -> None:
-        from f3rm_verify.f3rm.features import load_or_extract
-
-        load_or_extract("DAISY", images, tmp_path, use_cache=True)
-        (path,) = tmp_path.glob("f3rm_daisy_features_*.npz")
-        content = bytearray(path.read_bytes())
-        if damage == "flip":
-            content[len(content) // 2] ^= 1
-        path.write_bytes({"truncate": content[:1000], "flip": content, "foreign": b"hello"}[damage])
-        with pytest.raises(TrainingError, match=r"f3rm_daisy_features_.*delete it"):
-            load_or_extract("DAISY", images, tmp_path, use_cache=True)

@@ -1,95 +1,127 @@
-"""Dense 2D features of the training images: one extractor per feature type, behind one cache.
+"""Dense 2D features of the training images: one extractor per kind of features, behind one cache.
 
-A new feature type is one entry of `EXTRACTORS`: a function from image files to a float32 array, and the arguments that
-identify what it computes. Nothing else in the project knows which types exist.
+A feature type names the kinds that it consists of. Each kind is a map of its own, with its own grid and its own cache.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from f3rm_verify import launch_variables
 from f3rm_verify.dataset_view import folder_of
 from f3rm_verify.errors import TrainingError
-from f3rm_verify.f3rm.features.daisy import DaisyExtractor
-from f3rm_verify.files import replacing
+from f3rm_verify.f3rm.features import cache
+
+#: What each feature type consists of; a pixel's feature is that of each, one after the other.
+FEATURE_TYPES: Mapping[str, tuple[str, ...]] = {
+    "DAISY": ("DAISY",),
+    "CLIP": ("CLIP",),
+    "DINO": ("DINO",),
+    "DINOCLIP": ("DINO", "CLIP"),
+}
+
+#: Hears what is going on, how many images (or seconds of waiting) are done, and of how many.
+Tell = Callable[[str, int, int], object]
 
 
 class Extractor(Protocol):
-    """Computes dense features; a frozen dataclass whose fields are the arguments that identify what it computes."""
+    """Computes dense features of one kind."""
 
-    def extract(self, images: Sequence[Path]) -> npt.NDArray[np.float32]:
-        """Features (n, h, w, c) of n images of one size, in their order. Must not draw from any global generator."""
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides the features besides the images, as plain data: arguments, weights, libraries, hardware."""
+        ...
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Where its weights came from, for people; decides nothing."""
+        ...
+
+    def batches(self, images: Sequence[Path]) -> Iterator[npt.NDArray[np.float32]]:
+        """Features (k, h, w, c) of the images, k after k, in their order; all of one h, w, c."""
         ...
 
 
-EXTRACTORS: Mapping[str, Extractor] = {"DAISY": DaisyExtractor()}
-
-
 @dataclass(frozen=True)
-class Features:
+class FeatureMap:
     """`values` is (n, h, w, c) float32; `digest` that of shape and bytes; `source` is `extracted` or `cache`."""
 
+    kind: str
     values: npt.NDArray[np.float32]
     digest: str
     source: str
+    identity: Mapping[str, Any]
+    origin: Mapping[str, Any]
 
 
-def load_or_extract(feature_type: str, images: Sequence[Path], data: Path, *, use_cache: bool) -> Features:
-    """The features of `images`, from the cache in the dataset's folder (or the launcher's) where it fits.
+def load_or_extract(
+    kind: str, extractor: Extractor, images: Sequence[Path], data: Path, *, use_cache: bool, tell: Tell
+) -> FeatureMap:
+    """The features of `images`, from a cache where there is one for these images and this extractor.
 
-    The cache is keyed by the images' content and order and by the extractor's arguments, written atomically, and
-    verified by its digest on reading. Raises TrainingError for a cache that is broken, naming the file.
+    A launcher says where the caches of its runs are kept, else they are in the dataset's folder; one that is in the
+    dataset is used by a launched run, too, where that may share its features. Raises TrainingError for a cache that is
+    not what its name says. Whoever else wants the same features meanwhile waits.
     """
-    extractor = EXTRACTORS[feature_type]
-    key = _key(feature_type, extractor, images)
+    if not use_cache:
+        return _extract(kind, extractor, images, tell)
+    key = cache.key_of(kind, extractor.identity, images)
     folder = Path(os.environ.get(launch_variables.FEATURE_CACHE) or folder_of(data))
-    path = folder / f"f3rm_{feature_type.lower()}_features_{key[:16]}.npz"
-    if use_cache and path.exists():
-        return _read_cache(path, key)
-    values = extractor.extract(images)
-    features = Features(values, digest(values), "extracted")
-    if use_cache:
-        _write_cache(path, features, key)
+    folders = [folder, folder_of(data)] if os.environ.get(launch_variables.SHARED_FEATURES) else [folder]
+    with cache.locked(folder, waiting=lambda seconds: tell("waiting for features", seconds, 0)):
+        for path in (cache.path_in(place, kind, key) for place in folders):
+            if os.path.lexists(path):
+                values, digest = cache.read(path, key, len(images))
+                return FeatureMap(kind, values, digest, "cache", extractor.identity, extractor.origin)
+        features = _extract(kind, extractor, images, tell)
+        cache.write(cache.path_in(folder, kind, key), features.values, key, features.digest)
     return features
 
 
-def digest(values: npt.NDArray[Any]) -> str:
-    """A digest of dtype, shape and bytes."""
-    head = f"{values.dtype.str}{values.shape}".encode()
-    return hashlib.blake2b(head + np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()
+def _extract(kind: str, extractor: Extractor, images: Sequence[Path], tell: Tell) -> FeatureMap:
+    values, done = np.empty((0, 0, 0, 0), np.float32), 0
+    with undisturbed():
+        for batch in extractor.batches(images):
+            if not done:
+                values = np.empty((len(images), *batch.shape[1:]), np.float32)
+            if batch.shape[1:] != values.shape[1:]:
+                raise TrainingError("f3rm needs images of one size; this dataset has several. Resize or crop them.")
+            values[done : done + len(batch)] = batch
+            done += len(batch)
+            tell("extracting", done, len(images))
+    assert done == len(images)
+    return FeatureMap(kind, values, cache.digest(values), "extracted", extractor.identity, extractor.origin)
 
 
-def _key(feature_type: str, extractor: Extractor, images: Sequence[Path]) -> str:
-    arguments = json.dumps([feature_type, asdict(extractor)], sort_keys=True)  # type: ignore[call-overload]
-    state = hashlib.blake2b(arguments.encode(), digest_size=16)
-    for image in images:
-        state.update(hashlib.blake2b(image.read_bytes(), digest_size=16).digest())
-    return state.hexdigest()
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, numbers do not depend on the training's flags; its generators and flags are put back afterwards."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    precision = torch.get_float32_matmul_precision()
+    # Of other devices nothing draws here, and asking for their state would start them.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.random.fork_rng(devices=devices), exact, torch.no_grad():
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+            random.setstate(python)
+            np.random.set_state(numpy_state)
 
 
-def _read_cache(path: Path, key: str) -> Features:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
-            values, stored_key, stored_digest = cache["features"], str(cache["key"]), str(cache["digest"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise TrainingError(f"The feature cache {path} cannot be read ({error}); delete it.") from error
-    if stored_key != key or stored_digest != digest(values):
-        raise TrainingError(f"The feature cache {path} does not hold what its name says; delete it.")
-    return Features(np.asarray(values, dtype=np.float32), stored_digest, "cache")
-
-
-def _write_cache(path: Path, features: Features, key: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, features=features.values, key=np.array(key), digest=np.array(features.digest))
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of packages whose numbers may change with them."""
+    return {package: metadata.version(package) for package in packages}

@@ -6,12 +6,15 @@ implemented by scikit-image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from f3rm_verify.f3rm.features import versions
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,24 @@ class DaisyExtractor:
     histograms: int = 6
     orientations: int = 4
 
-    def extract(self, images: Sequence[Path]) -> npt.NDArray[np.float32]:
-        """Features (n, ceil(H / step), ceil(W / step), c) in [0, 1]: smoothed gradients per direction and place.
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The arguments, and the libraries that compute."""
+        return {"arguments": asdict(self), "libraries": versions("numpy", "pillow", "scikit-image", "scipy")}
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Nothing: it has no weights."""
+        return {}
+
+    def batches(self, images: Sequence[Path]) -> Iterator[npt.NDArray[np.float32]]:
+        """Features (1, ceil(H / step), ceil(W / step), c) in [0, 1]: smoothed gradients per direction and place.
 
         The border is mirrored by `radius`, so that the first descriptor is that of the first pixel. They are not
         normalised: that would blow up the noise of flat areas to the size of real edges.
         """
-        return np.stack([self._extract_one(image) for image in images])
+        for image in images:
+            yield self._extract_one(image)[None]
 
     def _extract_one(self, path: Path) -> npt.NDArray[np.float32]:
         from PIL import Image
