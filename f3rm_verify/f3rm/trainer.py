@@ -149,7 +149,7 @@ class SeededTrainer:
 
     def _hear_of_features(self) -> None:
         """Has our own data manager tell how far it is: extracting takes minutes without a step."""
-        datamanager = getattr(self.config.pipeline, "datamanager", None)
+        datamanager: Any = getattr(self.config.pipeline, "datamanager", None)
         if hasattr(datamanager, "tell"):
             datamanager.tell = lambda phase, done, of: self._recorder.status(phase, step=done - 1, steps=of)
 

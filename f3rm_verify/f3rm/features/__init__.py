@@ -21,7 +21,7 @@ import torch
 from f3rm_verify import launch_variables
 from f3rm_verify.dataset_view import folder_of
 from f3rm_verify.errors import TrainingError
-from f3rm_verify.f3rm.features import cache
+from f3rm_verify.f3rm.features.cache import digest_of, key_of, locked, path_in, read_cache, write_cache
 
 #: What each feature type consists of; a pixel's feature is that of each, one after the other.
 FEATURE_TYPES: Mapping[str, tuple[str, ...]] = {
@@ -76,16 +76,16 @@ def load_or_extract(
     """
     if not use_cache:
         return _extract(kind, extractor, images, tell)
-    key = cache.key_of(kind, extractor.identity, images)
+    key = key_of(kind, extractor.identity, images)
     folder = Path(os.environ.get(launch_variables.FEATURE_CACHE) or folder_of(data))
     folders = [folder, folder_of(data)] if os.environ.get(launch_variables.SHARED_FEATURES) else [folder]
-    with cache.locked(folder, waiting=lambda seconds: tell("waiting for features", seconds, 0)):
-        for path in (cache.path_in(place, kind, key) for place in folders):
+    with locked(folder, waiting=lambda seconds: tell("waiting for features", seconds, 0)):
+        for path in (path_in(place, kind, key) for place in folders):
             if os.path.lexists(path):
-                values, digest = cache.read(path, key, len(images))
+                values, digest = read_cache(path, key, len(images))
                 return FeatureMap(kind, values, digest, "cache", extractor.identity, extractor.origin)
         features = _extract(kind, extractor, images, tell)
-        cache.write(cache.path_in(folder, kind, key), features.values, key, features.digest)
+        write_cache(path_in(folder, kind, key), features.values, key, features.digest)
     return features
 
 
@@ -101,7 +101,7 @@ def _extract(kind: str, extractor: Extractor, images: Sequence[Path], tell: Tell
             done += len(batch)
             tell("extracting", done, len(images))
     assert done == len(images)
-    return FeatureMap(kind, values, cache.digest(values), "extracted", extractor.identity, extractor.origin)
+    return FeatureMap(kind, values, digest_of(values), "extracted", extractor.identity, extractor.origin)
 
 
 @contextmanager

@@ -38,14 +38,14 @@ def path_in(folder: Path, kind: str, key: str) -> Path:
     return folder / f"f3rm_{kind.lower()}_features_{key[:16]}.npz"
 
 
-def digest(values: npt.NDArray[Any]) -> str:
+def digest_of(values: npt.NDArray[Any]) -> str:
     """A digest of dtype, shape and bytes."""
     state = hashlib.blake2b(f"{values.dtype.str}{values.shape}".encode(), digest_size=16)
-    state.update(memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8)))
+    state.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return state.hexdigest()
 
 
-def read(path: Path, key: str, images: int) -> tuple[npt.NDArray[np.float32], str]:
+def read_cache(path: Path, key: str, images: int) -> tuple[npt.NDArray[np.float32], str]:
     """The features in a file and their digest. Raises TrainingError for one that does not hold what its name says."""
     entries = _entries(path)
     version, stored_key, stored_digest = (str(entries[name]) for name in _ENTRIES[:3])
@@ -58,7 +58,7 @@ def read(path: Path, key: str, images: int) -> tuple[npt.NDArray[np.float32], st
         _refuse(path, f"its features are {values.dtype}, not float32")
     if values.ndim != 4 or len(values) != images or 0 in values.shape:
         _refuse(path, f"its features have the shape {values.shape}, not ({images}, h, w, c)")
-    if stored_digest != digest(values):
+    if stored_digest != digest_of(values):
         _refuse(path, "its features are not those that were written: their digest is another")
     return values, stored_digest
 
@@ -88,7 +88,7 @@ def _refuse(path: Path, reason: str) -> NoReturn:
     raise TrainingError(f"The feature cache {path} is refused: {reason}. Delete it, and it is made again.")
 
 
-def write(path: Path, features: npt.NDArray[np.float32], key: str, features_digest: str) -> None:
+def write_cache(path: Path, features: npt.NDArray[np.float32], key: str, features_digest: str) -> None:
     """Writes a cache whole or not at all. Where there is no room or no permission, says so: nothing depends on it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
