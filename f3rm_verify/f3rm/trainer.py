@@ -42,10 +42,14 @@ from f3rm_verify.f3rm.training_audit import (
     observe_at_step_0,
     seeded_construction,
 )
-from f3rm_verify.f3rm.training_facts import data_digests, implementation
+from f3rm_verify.f3rm.training_facts import data_digests, extensions, implementation
+from f3rm_verify.outside_reads import OutsideReads
 from f3rm_verify.recorder import Recorder, digest_files, digest_tensors
 from f3rm_verify.seeding import apply_seeding, tell_line, warning_line
 from f3rm_verify.seeding_plan import Claim, SeedingPlan
+
+#: In how many first steps, with all that is between them, reads of clocks and entropy are noted: it costs time.
+_STEPS_WITH_READS = 3
 
 
 @dataclass
@@ -98,6 +102,7 @@ class SeededTrainer:
         self._plan = _plan(config, local_rank)
         self._seeding = apply_seeding(self._plan, say=_say)
         self._operations = NondeterministicOperations()
+        self._outside_reads = OutsideReads()
         self._steps_done = 0
         self._records = True
         self._steps_measured: int | None = None
@@ -128,7 +133,8 @@ class SeededTrainer:
         if only_prepares():
             self._prepare()
         self._hear_of_features()
-        with self._measured_memory(), self._explained_failures(), seeded_construction(self._plan):
+        building = self._outside_reads.watched("building")
+        with self._measured_memory(), self._explained_failures(), seeded_construction(self._plan), building:
             super().setup(*arguments, **keywords)  # type: ignore[misc]
         switch_encodings(self.pipeline.model, deterministic=self.config.encoding == "deterministic")
         require_shared_gradients(self.pipeline, self._world_size)
@@ -142,6 +148,8 @@ class SeededTrainer:
             {
                 "data": data_digests(self.pipeline.datamanager),
                 "encodings": describe_encodings(self.pipeline.model),
+                "extensions": extensions(self.pipeline.model),
+                "outside_reads": self._outside_reads.found,
                 "parameters": {"before": self._parameter_digest(), "after": None},
                 "lpips": getattr(getattr(self.pipeline.model, "lpips", None), "unavailable_because", None),
             }
@@ -169,10 +177,12 @@ class SeededTrainer:
             return
         first_step = self._start_step  # type: ignore[attr-defined]
         first_batch = FirstBatch(self.pipeline.datamanager) if self._world_size > 1 else None
+        self._outside_reads.start("training")
         try:
             with self._measured_memory(), self._explained_failures():
                 super().train()  # type: ignore[misc]
         finally:
+            self._outside_reads.stop()
             self._flush()
         ranks = observe_ranks_after_training(self._plan, self.pipeline, first_batch)
         self._add_claims([*observe_after_training(self._plan, self._operations), *ranks])
@@ -192,6 +202,8 @@ class SeededTrainer:
 
     def train_iteration(self, step: int) -> Any:
         """One step, counted."""
+        if self._steps_done == _STEPS_WITH_READS:
+            self._outside_reads.stop()
         result = super().train_iteration(step)  # type: ignore[misc]
         self._steps_done += 1
         if self._records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,34 @@ def _class_name(target: Any) -> str:
     return f"{target.__module__}.{target.__qualname__}"
 
 
+def extensions(model: torch.nn.Module) -> list[str]:
+    """The packages of CUDA kernels outside of torch that the code of a model's modules names."""
+    classes = {part for module in model.modules() for part in type(module).__mro__}
+    # nerfstudio's own samplers and renderers name nerfacc for the methods that use it, in every method.
+    shared = ("torch.", "nerfstudio.model_components.")
+    sources = {part.__module__ for part in classes if not part.__module__.startswith(shared)}
+    named = {
+        str(getattr(value, "__module__", None) or getattr(value, "__name__", "")).partition(".")[0]
+        for source in sources
+        for value in vars(sys.modules.get(source, object)).values()
+    }
+    return sorted(named & {"gsplat", "nerfacc", "tinycudann"})
+
+
 def data_digests(datamanager: Any) -> dict[str, Any]:
-    """A digest of every image and of the file with the poses, and of the features."""
-    files: list[Path] = []
+    """A digest of every image and of the file with the poses, the order of the images, and a digest of the features."""
+    images: dict[str, list[Path]] = {}
     for split in ("train", "eval"):
         dataset = getattr(datamanager, f"{split}_dataset", None)
-        files += [Path(name) for name in getattr(dataset, "image_filenames", None) or []]
+        images[split] = [Path(name) for name in getattr(dataset, "image_filenames", None) or []]
     data = Path(datamanager.get_datapath())
     poses = sorted(data.glob("*.json")) if data.is_dir() else [data]
-    names = [path for path in dict.fromkeys([*poses, *files]) if path.is_file()]
+    names = [path for path in dict.fromkeys([*poses, *images["train"], *images["eval"]]) if path.is_file()]
     digests = {os.path.relpath(name, folder_of(data)): value for name, value in digest_files(names).items()}
     return {
         "folder": str(data),
         "files": digests,
+        "order": {split: [os.path.relpath(name, folder_of(data)) for name in found] for split, found in images.items()},
         "features": _features(datamanager),
     }
 

@@ -42,3 +42,31 @@ def test_without_features_there_is_no_digest(tmp_path: Path) -> None:
 
 def test_what_somebody_else_calls_features_is_no_trouble(tmp_path: Path) -> None:
     assert digests(tmp_path, features={"clip": 1}) is None
+
+
+def test_the_order_of_the_images_is_recorded_by_split(tmp_path: Path) -> None:
+    from f3rm_verify.f3rm.training_facts import data_digests
+
+    splits = {"train": ["b.png", "a.png"], "eval": ["c.png"]}
+    parts = {
+        f"{split}_dataset": SimpleNamespace(image_filenames=[tmp_path / name for name in names])
+        for split, names in splits.items()
+    }
+    assert data_digests(SimpleNamespace(get_datapath=lambda: tmp_path, **parts))["order"] == splits
+
+
+def test_extensions_that_the_code_of_a_model_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    from torch import nn
+
+    from f3rm_verify.f3rm.training_facts import extensions
+
+    kernel = types.ModuleType("gsplat.rendering")
+    source = types.ModuleType("somebodys_splats")
+    vars(source).update(kernel=kernel)
+    monkeypatch.setitem(sys.modules, "somebodys_splats", source)
+    model = nn.Sequential(nn.Linear(1, 1), type("Splats", (nn.Module,), {"__module__": "somebodys_splats"})())
+    assert extensions(model) == ["gsplat"]
+    assert extensions(model[0]) == []
