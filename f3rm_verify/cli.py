@@ -49,6 +49,7 @@ ArtefactName = Enum(  # type: ignore[misc]
     type=str,
 )
 Preset = Enum("Preset", {"small": "small", "full": "full"}, type=str)
+TraceMode = Enum("TraceMode", {"off": "off", "steps": "steps", "tensors": "tensors"}, type=str)
 SeedOption = Annotated[int | None, typer.Option(help="Seed of every run.", min=0, max=2**32 - 1, show_default="42")]
 DataOption = Annotated[Path | None, typer.Option(help="Dataset; without it, the built-in scene.")]
 MethodOption = Annotated[str | None, typer.Option(help="Any method that nerfstudio knows.", show_default="f3rm")]
@@ -99,6 +100,9 @@ def run(
         bool, typer.Option("--fresh-features", help="Both runs extract their features, instead of sharing a cache.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop where a claim of the seeding does not hold.")] = False,
+    trace: Annotated[
+        TraceMode, typer.Option(help="What to record of every step: nothing, groups, or every tensor.")
+    ] = TraceMode.steps,
     stall_timeout: StallOption = 600,
     output_dir: OutputOption = _OUTPUT,
     render_budget: Annotated[
@@ -125,6 +129,7 @@ def run(
         preset=preset and preset.value,
         ns_train=ns_train,
         own_arguments=("--seed-strict", "True") if strict else (),
+        trace=trace.value,
         stall_timeout=stall_timeout,
         output_dir=output_dir,
         render_budget=render_budget,
@@ -140,6 +145,7 @@ def run(
     if trained.nothing_to_compare is not None:
         _say(trained.nothing_to_compare)
         raise typer.Exit(STOPPED)
+    judged_by = judged_by.without("trace") if trace is TraceMode.off else judged_by
     result = compare_trained(trained, policy=judged_by, reproduce=_command_line())
     _report(result, console, json_file or request.output / "result.json")
 

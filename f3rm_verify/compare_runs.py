@@ -13,6 +13,7 @@ from f3rm_verify.compare_curves import compare_curves
 from f3rm_verify.compare_metrics import compare_metrics
 from f3rm_verify.compare_renders import compare_renders
 from f3rm_verify.compare_setup import compare_seeding, compare_setup
+from f3rm_verify.compare_trace import compare_trace
 from f3rm_verify.difference import ARTEFACTS, CONDITIONS, Difference, FirstDivergence, Outcome, Result, Verdict
 from f3rm_verify.errors import UnreadableError, UsageError
 from f3rm_verify.first_divergence import down_to_worst, earliness, find_first_divergence
@@ -35,6 +36,7 @@ Compare = Callable[[RunDir, RunDir, Policy], Difference]
 _COMPARATORS: Mapping[str, Compare] = {
     "setup": lambda reference, candidate, _: compare_setup(reference, candidate),
     "seeding": lambda reference, candidate, _: compare_seeding(reference, candidate),
+    "trace": lambda reference, candidate, _: compare_trace(reference, candidate),
     "curves": lambda reference, candidate, policy: compare_curves(reference, candidate, policy=policy),
     "metrics": lambda reference, candidate, policy: compare_metrics(reference, candidate, policy=policy),
     "checkpoints": lambda reference, candidate, policy: compare_checkpoints(reference, candidate, policy=policy),

@@ -77,9 +77,10 @@ _UNDATED = {
 
 
 def _earliest(different: Mapping[str, Difference]) -> FirstDivergence:
+    trace = [_in_trace(different["trace"])] if "trace" in different else []
     curves = list(_in_curves(different["curves"])) if "curves" in different else []
     checkpoints = list(_in_checkpoints(different["checkpoints"])) if "checkpoints" in different else []
-    if not curves:
+    if not (trace or curves):
         # A checkpoint alone dates nothing: its parameters can have diverged at any step since the last equal one.
         checkpoints = [found for found in checkpoints if found.last_equal_step is not None]
     undated = [
@@ -87,7 +88,19 @@ def _earliest(different: Mapping[str, Difference]) -> FirstDivergence:
         for name, stage in _UNDATED.items()
         if name in different
     ]
-    return max([*curves, *checkpoints, *undated], key=earliness)
+    return max([*trace, *curves, *checkpoints, *undated], key=earliness)
+
+
+def _in_trace(trace: Difference) -> FirstDivergence:
+    """Where the trainings parted, as the comparator of the traces found it."""
+    measures = trace.measures
+    return FirstDivergence(
+        step=measures["first_step"],
+        last_equal_step=measures["last_equal_step"],
+        stage=measures["stage"],
+        subject=measures["subject"],
+        growth=measures["growth"],
+    )
 
 
 def _in_curves(curves: Difference) -> Iterator[FirstDivergence]:

@@ -25,3 +25,5 @@ COST = "F3RM_VERIFY_COST"
 COST_ONLY = "F3RM_VERIFY_COST_ONLY"
 #: The user's dataset, in a process that only makes the caches in a view of it; it ends before anything is trained.
 PREPARE = "F3RM_VERIFY_PREPARE"
+#: What the flight recorder records: "off", "steps" or "tensors"; "steps" where nothing is said.
+TRACE = "F3RM_VERIFY_TRACE"

@@ -54,7 +54,8 @@ class TrainingRequest:
     another package's, whose data manager may keep caches in the dataset. A side in `views` gets that view of the data.
     `prepares` is the user's dataset where only the caches in a view of it are to be made. `cost_steps` is how many
     steps to time with and without each measure where costs are to be measured, and nothing trained; `cost_only` names
-    the measures, all where it is empty. With `fresh_features` each side extracts its own.
+    the measures, all where it is empty. With `fresh_features` each side extracts its own. `trace` is what the flight
+    recorder records: off, steps or tensors.
     """
 
     seed: int
@@ -74,6 +75,7 @@ class TrainingRequest:
     cost_steps: int | None = None
     cost_only: tuple[str, ...] = ()
     fresh_features: bool = False
+    trace: str = "steps"
 
 
 def find_ns_train(given: Path | None = None) -> Path:
@@ -183,6 +185,7 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             launch_variables.METHODS: f"{others},{ours}" if others else ours,
             launch_variables.METHOD: request.method,
             launch_variables.NONCE: nonce,
+            launch_variables.TRACE: request.trace,
             launch_variables.SEEDING_SET: ",".join(set_here),
             launch_variables.FEATURE_CACHE: str(
                 request.output / "cache" / (side if request.fresh_features else "shared")

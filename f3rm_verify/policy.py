@@ -81,6 +81,11 @@ class Policy:
     limits: Mapping[str, tuple[Limit, ...]] = field(default_factory=dict)
     source: str | None = None
 
+    def without(self, artefact: str) -> Policy:
+        """This policy, not requiring an artefact."""
+        required = None if self.required is None else tuple(name for name in self.required if name != artefact)
+        return dataclasses.replace(self, required=required)
+
     def check(self) -> None:
         """Raises UsageError for a policy that no training could fail."""
         if self.required is not None:
@@ -139,8 +144,8 @@ def _check_limit(limit: Limit) -> None:
         raise UsageError(f"The policy's limit psnr of {limit.pattern!r} is 0 dB, which accepts noise; give more.")
 
 
-#: What `run` requires. The trace comes with the flight recorder.
-RUN_POLICY = Policy(required=tuple(name for name in ARTEFACTS if name != "trace"))
+#: What `run` requires; with `--trace off` all but the trace.
+RUN_POLICY = Policy(required=ARTEFACTS)
 DIFF_POLICY = Policy(required=None)
 
 

@@ -20,11 +20,13 @@ from f3rm_verify.errors import UnreadableError, UsageError
 
 if TYPE_CHECKING:
     from f3rm_verify.readers.events import Events
+    from f3rm_verify.readers.trace import Trace
 
 EVIDENCE = "verify"
 MANIFEST = f"{EVIDENCE}/manifest.json"
 SEEDING = f"{EVIDENCE}/seeding.json"
 TRACE = f"{EVIDENCE}/trace.json"
+TRACE_RECORDS = f"{EVIDENCE}/trace.bin"
 METRICS = f"{EVIDENCE}/metrics.json"
 STATUS = f"{EVIDENCE}/status.json"
 #: What steps took with and without each measure, where costs were measured instead of training.
@@ -133,6 +135,14 @@ class RunDir:
         return self._json_object(SEEDING)
 
     @cached_property
+    def trace(self) -> Trace | None:
+        """What the training did, step by step, as digests; None where no trace was recorded."""
+        from f3rm_verify.readers.trace import read_trace
+
+        head = self._json_object(TRACE)
+        return None if head is None else read_trace(head, self.file(TRACE_RECORDS))
+
+    @cached_property
     def metrics(self) -> Mapping[str, Any] | None:
         """Metrics of the evaluation images.
 
@@ -227,7 +237,7 @@ class RunDir:
         evidence: Mapping[str, Callable[[], object]] = {
             "setup": lambda: self.file(CONFIG) or self.file(MANIFEST),
             "seeding": lambda: self.file(SEEDING),
-            "trace": lambda: self.file(TRACE),
+            "trace": lambda: self.file(TRACE) or self.file(TRACE_RECORDS),
             "curves": lambda: self.event_files,
             "metrics": lambda: self.metrics is not None,
             "checkpoints": lambda: self.checkpoints,

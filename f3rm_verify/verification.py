@@ -63,6 +63,7 @@ def training_request(
     jobs: int = 1,
     cost_steps: int | None = None,
     cost_only: tuple[str, ...] = (),
+    trace: str = "steps",
 ) -> TrainingRequest:
     """What to train, in a fresh directory in `output_dir`; None stands for the default, by whatever it depends on.
 
@@ -109,6 +110,7 @@ def training_request(
         foreign=provider is not None,
         cost_steps=cost_steps,
         cost_only=cost_only,
+        trace=trace,
     )
 
 

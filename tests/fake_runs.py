@@ -28,6 +28,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from f3rm_verify.compare_runs import compare_runs
 from f3rm_verify.difference import Outcome, Result
 from f3rm_verify.policy import DIFF_POLICY
+from f3rm_verify.readers.trace import Subject
 from f3rm_verify.render_store import write_outputs
 from f3rm_verify.run_dir import (
     CHECKPOINTS,
@@ -40,6 +41,8 @@ from f3rm_verify.run_dir import (
     SEEDING,
     RunDir,
 )
+from f3rm_verify.trace_format import BEFORE_TRAINING, STEP
+from f3rm_verify.trace_writer import TraceWriter
 
 Array = np.ndarray[Any, Any]
 
@@ -136,6 +139,49 @@ def _seeding() -> dict[str, Any]:
     return {"plan": {"base_seed": 42}, "entries": entries, "lines": []}
 
 
+#: What a fake run records in each step, in this order; the numbers follow from step and subject.
+RNG, RAYS, RGB, TERM, GRAD, PARAMS, LR = (
+    Subject("rng", "torch cpu"),
+    Subject("batch", "rays origins"),
+    Subject("forward", "rgb"),
+    Subject("loss", "rgb_loss", "float32"),
+    Subject("grad", "fields"),
+    Subject("params", "fields"),
+    Subject("schedule", "learning rate fields", "float64"),
+)
+INIT = Subject("init", "fields")
+
+
+def bits(value: float, kind: str = "float32") -> int:
+    """The bits of a number."""
+    return int(np.array(value, kind).view("u4" if kind == "float32" else "u8"))
+
+
+@dataclass(kw_only=True)
+class FakeTrace:
+    """What a flight recorder wrote: what was before the first step, then the records of each step, in their order."""
+
+    before: dict[Subject, int] = field(default_factory=lambda: {INIT: 7})
+    steps: dict[int, dict[Subject, int]] = field(default_factory=lambda: {step: _traced(step) for step in range(STEPS)})
+    algorithm: str = "xxh3_64 v1"
+    mode: str = "steps"
+    not_recorded: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
+
+    def write(self, path: Path) -> None:
+        """Writes both files into the run directory at `path`."""
+        writer = TraceWriter(path, mode=self.mode, algorithm=self.algorithm)
+        frames = [(BEFORE_TRAINING, min(self.steps, default=0), self.before)]
+        for kind, step, records in [*frames, *((STEP, *item) for item in self.steps.items())]:
+            writer.add(kind, step, [(key.stage, key.name, key.kind, value) for key, value in records.items()])
+        writer.close(self.not_recorded, complete=self.complete)
+
+
+def _traced(step: int) -> dict[Subject, int]:
+    values = {subject: 1000 * step + place for place, subject in enumerate((RNG, RAYS, RGB, TERM, GRAD, PARAMS, LR))}
+    return values | {TERM: bits(1 / (step + 1)), LR: bits(0.01, "float64")}
+
+
 @dataclass(kw_only=True)
 class FakeRun:
     """What a run did; `ours` leaves evidence, a plain one does not. What is None is not written.
@@ -151,6 +197,7 @@ class FakeRun:
     manifest: Any = field(default_factory=_manifest)
     seeding: Any = field(default_factory=_seeding)
     metrics: Any = field(default_factory=_metrics)
+    trace: FakeTrace | None = field(default_factory=FakeTrace)
     renders: dict[str, dict[str, Array]] = field(default_factory=_renders)
     ranks: dict[int, FakeRun] = field(default_factory=dict)
 
@@ -179,6 +226,8 @@ class FakeRun:
             if data is not None:
                 (path / name).parent.mkdir(exist_ok=True, parents=True)
                 (path / name).write_text(data if isinstance(data, str) else json.dumps(data), "utf8")
+        if self.trace is not None:
+            self.trace.write(path)
         for image, outputs in self.renders.items():
             write_outputs(path / RENDERS, image, outputs)
 

@@ -19,6 +19,7 @@ import sys
 import time
 import types
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,27 @@ class FakeRun:
             {"split": "val", "images": {"eval_0000": metrics}, "mean": metrics, "unavailable": {}},
         )
         self.write("verify/renders/eval_0000/depth.npy", npy([value + self.seed] * 16))
+        self.write_trace(value)
         self.status("done", last, self.iters)
+
+    def write_trace(self, value: float = 0.0) -> None:
+        """What the flight recorder leaves: the parameters before the first step, then the loss of each."""
+        mode = os.environ.get("F3RM_VERIFY_TRACE", "steps")
+        if mode == "off":
+            return
+        numbers = [struct.unpack("<I", struct.pack("<f", number))[0] for number in (value + self.seed, *self.losses)]
+        subjects = [
+            {"stage": "init", "name": "fields", "kind": "digest"},
+            {"stage": "loss", "name": "loss", "kind": "float32"},
+        ]
+        head = {"schema_version": 1, "algorithm": "fake", "mode": mode, "not_recorded": {}, "consumers": {}}
+        head |= {"complete": True, "frames": len(numbers), "subjects": subjects}
+        bodies = [
+            struct.pack("<HHqHQ", int(place > 0), 1, max(0, place - 1), int(place > 0), number)
+            for place, number in enumerate(numbers)
+        ]
+        self.write("verify/trace.bin", b"".join(struct.pack("<I", zlib.crc32(body)) + body for body in bodies))
+        self.write_json("verify/trace.json", head)
 
 
 def ids() -> dict[str, int]:

@@ -89,6 +89,7 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
         "files",
         "launch_variables",
         "memory",
+        "trace_format",
     ): (),
     ("seeding_audit",): ("seeding_plan",),
     ("seeding",): ("launch_variables", "seeding_audit", "seeding_plan"),
@@ -97,9 +98,10 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
     ("policy",): ("bits", "difference", "errors"),
     ("policy_file",): ("difference", "errors", "policy"),
     ("run_dir",): ("errors", "readers.*"),
-    ("readers.*",): ("errors", "readers.*"),
+    ("readers.*",): ("difference", "errors", "readers.*", "trace_format"),
     ("recorder",): ("files", "launch_variables", "memory", "run_dir"),
-    (COMPARATORS,): ("bits", "difference", "errors", "policy", "readers.*", "run_dir"),
+    ("trace_writer",): ("errors", "recorder", "run_dir", "trace_format"),
+    (COMPARATORS,): ("bits", "difference", "errors", "policy", "readers.*", "run_dir", "trace_format"),
     ("reporters", "reporters.*"): ("difference", "errors", "policy", "reporters", "reporters.*", "run_dir"),
     ("ns_train",): ("errors", "launch_variables", "seeding_plan"),
     ("runner",): (
@@ -149,6 +151,8 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
         "seeding",
         "seeding_audit",
         "seeding_plan",
+        "trace_format",
+        "trace_writer",
     ),
 }
 

@@ -35,7 +35,7 @@ from f3rm_verify.compare_runs import compare_runs
 from f3rm_verify.difference import ARTEFACTS, Difference, Outcome, Result, Verdict
 from f3rm_verify.errors import UnreadableError, UsageError
 from f3rm_verify.policy import DIFF_POLICY, IGNORED_TAGS, RUN_POLICY, Policy
-from f3rm_verify.run_dir import CHECKPOINTS, CONFIG, MANIFEST, METRICS, RENDERS, SEEDING, RunDir
+from f3rm_verify.run_dir import CHECKPOINTS, CONFIG, MANIFEST, METRICS, RENDERS, SEEDING, TRACE, TRACE_RECORDS, RunDir
 
 Change = Callable[[FakeRun], Any]
 NAN = float("nan")
@@ -57,8 +57,8 @@ class TestReproducible:
     def test_two_equal_runs_are(self, tmp_path: Path, policy: Policy) -> None:
         result = compare_fakes(tmp_path, FakeRun(), FakeRun(), policy=policy)
         assert (result.outcome, result.reasons) == (Outcome.REPRODUCIBLE, ())
-        assert artefacts(result) == dict.fromkeys([name for name in ARTEFACTS if name != "trace"], "identical")
-        assert (result.pairs, result.steps, result.not_recorded) == (1, STEPS, ("trace",))
+        assert artefacts(result) == dict.fromkeys(ARTEFACTS, "identical")
+        assert (result.pairs, result.steps, result.not_recorded) == (1, STEPS, ())
         assert set(leaves(result, "ignored")) == {"curves/Train Rays / Sec", "metrics/mean/lpips"}
 
     def test_two_plain_runs_are_in_curves_and_checkpoints(self, tmp_path: Path) -> None:
@@ -418,6 +418,7 @@ class TestInconclusive:
         assert artefacts(result) == {
             "setup": "missing",
             "seeding": "missing",
+            "trace": "missing",
             "curves": "identical",
             "metrics": "missing",
             "checkpoints": "identical",
@@ -554,12 +555,6 @@ class TestOnly:
         assert result.reasons == (f"{artefact}: unreadable (neither side recorded it)",)
         assert result.not_recorded == (artefact,)
 
-    def test_a_trace_that_nobody_here_can_compare(self, tmp_path: Path) -> None:
-        first, second = FakeRun().write(tmp_path / "first"), FakeRun().write(tmp_path / "second")
-        (first.path / "verify" / "trace.json").write_text("{}", "utf8")
-        result = compare(first, second)
-        assert result.reasons == ("trace: unreadable (this version of f3rm-verify cannot compare it)",)
-
     def test_conditions_alone(self, tmp_path: Path) -> None:
         other = changed(lambda run: run.manifest.update(seed=43))
         assert compare_fakes(tmp_path / "1", FakeRun(), FakeRun(), only=["setup"]).outcome is Outcome.REPRODUCIBLE
@@ -644,7 +639,7 @@ class TestSeveralCandidates:
         reference = plain_run().write(tmp_path / "reference")
         runs = {"a": plain_run().write(tmp_path / "a"), "b": FakeRun().write(tmp_path / "b")}
         result = compare_runs(reference, runs, policy=DIFF_POLICY)
-        assert result.not_recorded == ("trace",)
+        assert result.not_recorded == ()
         assert result.outcome is Outcome.INCONCLUSIVE
 
 
@@ -707,6 +702,15 @@ BROKEN: dict[str, tuple[str, str, bytes]] = {
     "seeding, entries of numbers": ("seeding", SEEDING, b'{"entries": [1, 2]}'),
     "seeding, a claim that is none": ("seeding", SEEDING, b'{"entries": [{"claim": ["x"], "observed": {}}]}'),
     "seeding, one claim twice": ("seeding", SEEDING, json.dumps({"entries": [claim("a", "b")] * 2}).encode()),
+    "trace, empty": ("trace", TRACE, b""),
+    "trace, of the future": ("trace", TRACE, b'{"schema_version": 2}'),
+    "trace, no names": ("trace", TRACE, b'{"schema_version": 1, "subjects": 3}'),
+    "trace, other names": (
+        "trace",
+        TRACE,
+        b'{"schema_version": 1, "subjects": [{"stage": "x", "name": [], "kind": 3}]}',
+    ),
+    "trace records, damaged": ("trace", TRACE_RECORDS, b"0123456789abcdef" * 4),
     "metrics, truncated": ("metrics", METRICS, b'{"split": "val", "im'),
     "metrics, a list": ("metrics", METRICS, b"[]"),
     "metrics, null": ("metrics", METRICS, b"null"),
@@ -733,8 +737,7 @@ class TestBrokenEvidence:
             (run.path / name).write_bytes(content)
         result = compare(*(RunDir(run.path) for run in runs))
         assert result.outcome is Outcome.INCONCLUSIVE
-        expected = {name: "identical" for name in ARTEFACTS if name != "trace"}
-        assert artefacts(result) == {**expected, artefact: "unreadable"}
+        assert artefacts(result) == {**dict.fromkeys(ARTEFACTS, "identical"), artefact: "unreadable"}
         assert any(reason.startswith(f"{artefact}: unreadable (") for reason in result.reasons)
         assert not (tmp_path / "pwned").exists()
 

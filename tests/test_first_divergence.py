@@ -20,7 +20,7 @@ def first_of(
     path: Path, change: Callable[[FakeRun], object], base: Callable[[FakeRun], object] | None = None
 ) -> FirstDivergence:
     """The first divergence of a run from one that was changed; both were made with `base`."""
-    runs = FakeRun(), FakeRun()
+    runs = FakeRun(trace=None), FakeRun(trace=None)
     for run in runs:
         if base is not None:
             base(run)

@@ -52,7 +52,9 @@ def test_metrics_that_differ_by_nature(metric: str, reason: str | None) -> None:
 
 
 def test_what_the_commands_require() -> None:
-    assert RUN_POLICY.required == tuple(name for name in ARTEFACTS if name != "trace")
+    assert RUN_POLICY.required == ARTEFACTS
+    assert RUN_POLICY.without("trace").required == tuple(name for name in ARTEFACTS if name != "trace")
+    assert DIFF_POLICY.without("trace") == DIFF_POLICY
     assert DIFF_POLICY.required is None
     for policy in (RUN_POLICY, DIFF_POLICY):
         policy.check()

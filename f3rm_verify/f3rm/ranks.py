@@ -73,12 +73,16 @@ class FirstBatch:
     def __init__(self, datamanager: Any) -> None:
         self.digest = "none"
         self._datamanager, self._next = datamanager, datamanager.next_train
-        # On the instance, where it hides the method of the class until the first batch is there.
+        self._hidden = vars(datamanager).get("next_train")
+        # On the instance, where it hides what was there until the first batch is there.
         datamanager.next_train = self
 
     def __call__(self, step: int) -> Any:
         """The data manager's `next_train`, once."""
-        del self._datamanager.next_train
+        if self._hidden is None:
+            del self._datamanager.next_train
+        else:
+            self._datamanager.next_train = self._hidden
         rays, batch = self._next(step)
         tensors = sorted((key, value) for key, value in batch.items() if isinstance(value, torch.Tensor))
         self.digest = digest_tensors(tensors)

@@ -23,6 +23,7 @@ from f3rm_verify.f3rm.cost import measure_cost, refuse_several_ranks, wanted_ste
 from f3rm_verify.f3rm.cpu_ranks import prepare_launch
 from f3rm_verify.f3rm.encoding import Encoding, choose_encoding, describe_encodings, observe_encodings, switch_encodings
 from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
+from f3rm_verify.f3rm.flight_recorder import FlightRecorder, make_recorder
 from f3rm_verify.f3rm.foreign_data import only_prepares, prepare_data
 from f3rm_verify.f3rm.lifeline import watch_launcher
 from f3rm_verify.f3rm.memory_use import explained_shortage, peak_memory
@@ -95,6 +96,7 @@ class SeededTrainer:
     config: Any
     pipeline: Any
     base_dir: Path
+    _flight: FlightRecorder | None
 
     def __init__(self, config: Any, local_rank: int = 0, world_size: int = 1) -> None:
         watch_launcher()
@@ -110,6 +112,7 @@ class SeededTrainer:
         directory = rank_directory(config.get_base_dir(), self._plan.rank)
         self._curves = RankCurves(directory, config) if self._plan.rank else None
         self._recorder = Recorder(directory)
+        self._directory, self._flight = directory, None
         self._recorder.status("setting up")
         self._recorder.update_manifest(
             {
@@ -176,10 +179,10 @@ class SeededTrainer:
             self._measure_cost()
             return
         first_step = self._start_step  # type: ignore[attr-defined]
-        first_batch = FirstBatch(self.pipeline.datamanager) if self._world_size > 1 else None
         self._outside_reads.start("training")
         try:
-            with self._measured_memory(), self._explained_failures():
+            with self._measured_memory(), self._explained_failures(), self._traced():
+                first_batch = FirstBatch(self.pipeline.datamanager) if self._world_size > 1 else None
                 super().train()  # type: ignore[misc]
         finally:
             self._outside_reads.stop()
@@ -225,11 +228,28 @@ class SeededTrainer:
             self._flush()
 
     @contextmanager
+    def _traced(self) -> Iterator[None]:
+        """Inside, the flight recorder records every step, unless the launcher wants none of it."""
+        mode = os.environ.get(launch_variables.TRACE) or "steps"
+        if mode == "off":
+            yield
+            return
+        whole = False
+        self._flight = make_recorder(self, self._directory, mode=mode)
+        try:
+            self._flight.attach()
+            yield
+            whole = self._steps_done == self.config.max_num_iterations
+        finally:
+            flight, self._flight = self._flight, None
+            flight.close(complete=whole)
+
+    @contextmanager
     def _recording(self) -> Iterator[None]:
         """Inside, steps are recorded and operations watched, where that is off."""
         self._records = True
         try:
-            with self._operations.watched():
+            with self._operations.watched(), self._traced():
                 yield
         finally:
             self._records = False
@@ -252,6 +272,8 @@ class SeededTrainer:
         flush_event_files()
         if self._curves is not None:
             self._curves.flush()
+        if self._flight is not None:
+            self._flight.flush()
 
     @property
     def _evaluates(self) -> bool:
