@@ -7,9 +7,13 @@ evidence is missing on both sides it is named as missing, because those could ag
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,23 +22,26 @@ import numpy as np
 from f3rm_verify import bits
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.errors import UnreadableError
-from f3rm_verify.readers.images import Array, Picture, decode, read_file
+from f3rm_verify.picture_measures import picture_difference, picture_summary
+from f3rm_verify.policy import Limit, Policy, judge
+from f3rm_verify.readers.images import Array, Picture, decode, expected_bytes, read_file
+from f3rm_verify.render_store import normalised, to_png
 from f3rm_verify.run_dir import RENDERS, RunDir
 
 ARTEFACT = "renders"
 SIDES = ("reference", "candidate")
 #: Rows under one digest of `OUTPUT.bands.npy`.
 BAND_ROWS = 8
+#: Images that are compared at a time, each of which takes some ten times its decoded size.
+_MAX_WORKERS = 4
+#: Decoded bytes from which on a picture is compared alone.
+_LARGE = 32 * 2**20
 
-#: SSIM of more pixels than 4K has takes minutes and several GiB.
-_MAX_SSIM_PIXELS = 2**23
-_SSIM_WINDOW = 7
-_CHUNK_VALUES = 2**18
 #: Endings of files that say less than the one beside them with the ending on the right.
 _EVIDENCE = {".half.npy": ".bands.npy", ".projection.npy": ".bands.npy", ".png": ".npy"}
 
 
-def compare_renders(reference: RunDir, candidate: RunDir) -> Difference:
+def compare_renders(reference: RunDir, candidate: RunDir, *, policy: Policy) -> Difference:
     """The tree of all rendered outputs of either side, sorted by name; `unreadable` where neither side has any."""
     runs = (reference, candidate)
     try:
@@ -44,19 +51,74 @@ def compare_renders(reference: RunDir, candidate: RunDir) -> Difference:
     names = {name for run, found in zip(runs, files, strict=True) for name in (*found, *_evidence(run, found))}
     if not names:
         return Difference.group(name=ARTEFACT, artefact=ARTEFACT, children=(), summary="neither run has renders")
-    with ThreadPoolExecutor(max_workers=len(SIDES)) as pool:
-
-        def compare(name: str, relative: str) -> Difference:
-            paths = tuple(found.get(relative) for found in files)
-            return _compare_file(name, runs, paths, pool)
-
-        children = [
-            Difference.group(name=name, artefact=ARTEFACT, children=(compare(*output) for output in outputs))
-            if isinstance(outputs, list)
-            else compare(name, outputs)
-            for name, outputs in _layout(names)
-        ]
+    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as images, ThreadPoolExecutor(workers) as decoders:
+        pair = _Pair(runs=runs, files=files, policy=policy, decoders=decoders, one_at_a_time=threading.RLock())
+        children = list(images.map(lambda node: _compare_node(pair, *node), _layout(names)))
     return Difference.group(name=ARTEFACT, artefact=ARTEFACT, children=children)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """The two runs, their renders by name, and what bounds the memory: large pictures are read one pair at a time."""
+
+    runs: tuple[RunDir, RunDir]
+    files: tuple[Mapping[str, Path], ...]
+    policy: Policy
+    decoders: Executor
+    one_at_a_time: threading.RLock
+
+
+def _compare_node(pair: _Pair, name: str, outputs: str | list[tuple[str, str]]) -> Difference:
+    """A file on its own, or all outputs of an image."""
+    if isinstance(outputs, str):
+        return _compare_file(pair, name, name, outputs)
+    children = [_compare_file(pair, output, f"{name}/{output}", relative) for output, relative in outputs]
+    if pair.policy.limits.get(ARTEFACT):
+        children = _with_followers(pair, name, children, dict(outputs))
+    return Difference.group(name=name, artefact=ARTEFACT, children=children)
+
+
+def _with_followers(
+    pair: _Pair, image: str, children: Sequence[Difference], files: Mapping[str, str]
+) -> list[Difference]:
+    """What has no size of its own is within limits where what it was made of is: digests, and pictures for people."""
+    verdicts = {child.name: child.verdict for child in children}
+    followed = []
+    for child in children:
+        note = _follows(pair, image, child.name, verdicts, files) if child.verdict is Verdict.DIFFERENT else ""
+        if note:
+            summary = f"{child.summary.partition('; beyond')[0]}; {note}"
+            child = dataclasses.replace(child, verdict=Verdict.WITHIN_TOLERANCE, summary=summary)
+        followed.append(child)
+    return followed
+
+
+def _follows(pair: _Pair, image: str, name: str, verdicts: Mapping[str, Verdict], files: Mapping[str, str]) -> str:
+    """Why a file that differs is within limits by what lies beside it; nothing where it is not."""
+    output, _, ending = name.rpartition(".")
+    if ending == "bands" and pair.policy.limit(ARTEFACT, f"{image}/{name}") is not None:
+        copies = [verdicts.get(f"{output}{end}") for end in (".half", ".projection")]
+        if all(verdict in (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE) for verdict in copies):
+            return "digests know only equal; the projection of all pixels and the reduced copy are within their limits"
+    if ending == "png" and verdicts.get(output) is Verdict.WITHIN_TOLERANCE:
+        projection = output.endswith(".projection")
+        if _shows_its_array(pair, files[name], files[output], projection=projection):
+            return f"it is the picture of {output}, which is within its limits"
+    return ""
+
+
+def _shows_its_array(pair: _Pair, picture: str, array: str, *, projection: bool) -> bool:
+    """Whether the pictures of both sides are exactly what our recorder makes of the arrays beside them."""
+    draw = normalised if projection else to_png
+    for run, files in zip(pair.runs, pair.files, strict=True):
+        try:
+            shown, values = (decode(_read("", run, files[name]), name).values for name in (picture, array))
+        except UnreadableError:
+            return False
+        if not np.array_equal(shown, draw(values)):
+            return False
+    return True
 
 
 def _evidence(run: RunDir, files: Mapping[str, Path]) -> Iterator[str]:
@@ -97,7 +159,9 @@ def _printable(name: str) -> str:
     return name.encode("utf8", "backslashreplace").decode("utf8")
 
 
-def _compare_file(name: str, runs: tuple[RunDir, ...], paths: tuple[Path | None, ...], pool: Executor) -> Difference:
+def _compare_file(pair: _Pair, name: str, place: str, relative: str) -> Difference:
+    """One file of both sides; `place` is its name for the policy."""
+    paths = [files.get(relative) for files in pair.files]
     present = [path for path in paths if path is not None]
     if len(present) < len(SIDES):
         where = [side for side, path in zip(SIDES, paths, strict=True) if path is None]
@@ -106,13 +170,19 @@ def _compare_file(name: str, runs: tuple[RunDir, ...], paths: tuple[Path | None,
             summary += "; what lies beside it does not show every difference"
         return _node(name, Verdict.MISSING, summary)
     try:
-        data = [_read(side, run, path) for side, run, path in zip(SIDES, runs, present, strict=True)]
-        if data[0] == data[1]:
-            return _identical(name, _decode("both sides", data[0], present[0].name), "")
-        first, second = pool.map(_decode, SIDES, data, (path.name for path in present))
+        data = [_read(side, run, path) for side, run, path in zip(SIDES, pair.runs, present, strict=True)]
+        large = any(expected_bytes(each) > _LARGE for each in data)
+        with pair.one_at_a_time if large else contextlib.nullcontext():
+            return _compare_data(pair, name, place, data, [path.name for path in present])
     except UnreadableError as error:
         return _node(name, Verdict.UNREADABLE, str(error))
-    return _compare_pictures(name, first, second)
+
+
+def _compare_data(pair: _Pair, name: str, place: str, data: Sequence[bytes], files: Sequence[str]) -> Difference:
+    if data[0] == data[1]:
+        return _identical(name, _decode("both sides", data[0], files[0]), "")
+    first, second = pair.decoders.map(_decode, SIDES, data, files)
+    return _compare_pictures(name, first, second, pair.policy.limit(ARTEFACT, place))
 
 
 def _read(side: str, run: RunDir, path: Path) -> bytes:
@@ -130,7 +200,7 @@ def _decode(side: str, data: bytes, name: str) -> Picture:
         raise UnreadableError(f"{side}: {error}") from error
 
 
-def _compare_pictures(name: str, reference: Picture, candidate: Picture) -> Difference:
+def _compare_pictures(name: str, reference: Picture, candidate: Picture, limit: Limit | None) -> Difference:
     a, b = reference.values, candidate.values
     forms = [
         {"layout": side.layout, "dtype": str(side.values.dtype), "shape": list(side.values.shape)}
@@ -140,12 +210,16 @@ def _compare_pictures(name: str, reference: Picture, candidate: Picture) -> Diff
     if unequal:
         words = (f"{key} {forms[0][key]} against {forms[1][key]}" for key in unequal)
         measures = {f"{side}_{key}": form[key] for key in unequal for side, form in zip(SIDES, forms, strict=True)}
-        return _node(name, Verdict.DIFFERENT, ", ".join(words), measures)
+        return _node(name, Verdict.DIFFERENT, ", ".join(words), {**measures, "severity": 1.0})
     if bits.bit_equal(a, b):
         return _identical(name, reference, "the same values in files with other bytes")
     if name.endswith(".bands") and a.ndim == 2 and a.shape[1] == 16:
         return _different_bands(name, a, b)
-    return _different_values(name, a, b)
+    if a.ndim == 1:  # a list of numbers is no picture
+        a, b = a[:, None], b[:, None]
+    found = picture_difference(a, b, limits=limit)
+    verdict, note = judge(limit, outside=found.outside, psnr=found.psnr)
+    return _node(name, verdict, f"{picture_summary(found.measures)}{note}", found.measures)
 
 
 def _identical(name: str, picture: Picture, summary: str) -> Difference:
@@ -154,102 +228,13 @@ def _identical(name: str, picture: Picture, summary: str) -> Difference:
 
 
 def _different_bands(name: str, a: Array, b: Array) -> Difference:
+    """Digests show where features differ; how much, the projection and the reduced copy beside them."""
     bands = np.flatnonzero((a != b).any(axis=1))
     measures = {"n": len(a), "n_different": len(bands), "first_row": int(bands[0]) * BAND_ROWS, "bands": bands.tolist()}
     listed = ", ".join(f"{band * BAND_ROWS}-{band * BAND_ROWS + BAND_ROWS - 1}" for band in bands[:5].tolist())
     more = ", ..." if len(bands) > 5 else ""
-    return _node(
-        name,
-        Verdict.DIFFERENT,
-        f"{len(bands)} of {len(a)} bands of {BAND_ROWS} rows differ: rows {listed}{more}",
-        measures,
-    )
-
-
-def _different_values(name: str, a: Array, b: Array) -> Difference:
-    """Measures of `bits.float_difference`, but `n` and `n_different` count pixels, `n_values...` their channels."""
-    data_range = _data_range(a, b)
-    if a.dtype == np.bool_:  # as bytes, because a damaged file holds others than 0 and 1
-        a, b = a.view(np.uint8), b.view(np.uint8)
-    values = bits.float_difference(a, b)
-    pixels = {"n": math.prod(a.shape[:2]), "n_different": _count_different_pixels(a, b)}
-    similarity = _similarity(a, b, data_range) if _is_picture(a) else {}
-    summary = f"{bits.difference_summary(values)}, in {pixels['n_different']:,} of {pixels['n']:,} pixels"
-    if "psnr" in similarity:
-        summary += f", PSNR {similarity['psnr']:.1f} dB"
-    counts = {"n_values": values["n"], "n_values_different": values["n_different"]}
-    return _node(name, Verdict.DIFFERENT, summary, {**values, **pixels, **counts, **similarity})
-
-
-def _row_chunks(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
-    """Rows of both, few enough for the cache."""
-    rows = max(1, _CHUNK_VALUES // max(1, a[0].size))
-    for start in range(0, len(a), rows):
-        yield a[start : start + rows], b[start : start + rows]
-
-
-def _count_different_pixels(a: Array, b: Array) -> int:
-    """Positions (row, column) at which any bit of any channel differs."""
-    count = 0
-    unsigned = f"u{a.dtype.itemsize}"
-    for x, y in _row_chunks(a, b):
-        unequal = np.ascontiguousarray(x).view(unsigned) != np.ascontiguousarray(y).view(unsigned)
-        if unequal.any():
-            count += int(np.count_nonzero(unequal.any(axis=tuple(range(2, unequal.ndim)))))
-    return count
-
-
-def _is_picture(values: Array) -> bool:
-    return values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
-
-
-def _similarity(a: Array, b: Array, data_range: float) -> dict[str, Any]:
-    """PSNR in dB and SSIM of two differing pictures, or why one of them is not known."""
-    if not 0 < data_range < math.inf:
-        reason = f"the values span {data_range}" if data_range == data_range else "not every value is finite"
-        return dict.fromkeys(("psnr_unavailable", "ssim_unavailable"), reason)
-    with np.errstate(all="ignore"):
-        return {"data_range": data_range, **_psnr(a, b, data_range), **_ssim(a, b, data_range)}
-
-
-def _data_range(a: Array, b: Array) -> float:
-    """Greatest distance two pixels can have: 255 or 65535, 1 for colours in [0, 1], else what both sides span.
-
-    NaN where a value is not finite.
-    """
-    if a.dtype in (np.uint8, np.uint16):
-        return float(np.iinfo(a.dtype).max)
-    extremes = [float(extreme) for side in (a, b) for extreme in (side.min(), side.max())]  # NaN if there is one
-    if not all(map(math.isfinite, extremes)):
-        return math.nan
-    low, high = min(extremes), max(extremes)
-    return 1.0 if a.dtype.kind in "bf" and low >= 0 and high <= 1 else high - low
-
-
-def _psnr(a: Array, b: Array, data_range: float) -> dict[str, Any]:
-    """-10 log10 of the mean square error in units of the range."""
-    total = sum(float(np.square((x.astype(np.float64) - y) / data_range).sum()) for x, y in _row_chunks(a, b))
-    mean = total / a.size
-    if not 0 < mean < math.inf:
-        return {"psnr_unavailable": f"the mean square error is {mean} in double precision"}
-    return {"psnr": -10 * math.log10(mean)}
-
-
-def _ssim(a: Array, b: Array, data_range: float) -> dict[str, Any]:
-    """Structural similarity with scikit-image's uniform window, of 7 pixels or what fits."""
-    from skimage import metrics
-
-    structural_similarity: Any = metrics.structural_similarity  # it has no types
-    pixels, smallest = math.prod(a.shape[:2]), min(a.shape[:2])
-    window = min(_SSIM_WINDOW, smallest - (smallest + 1) % 2)
-    if window < 3:
-        return {"ssim_unavailable": "it needs at least 3 rows and columns"}
-    if pixels > _MAX_SSIM_PIXELS:
-        return {"ssim_unavailable": f"not computed for more than {_MAX_SSIM_PIXELS:,} pixels"}
-    x, y = (side.astype(np.float64) / data_range for side in (a, b))  # the square of the range may not be a double
-    axis = 2 if a.ndim == 3 else None
-    ssim = float(structural_similarity(x, y, win_size=window, data_range=1.0, channel_axis=axis))
-    return {"ssim": ssim} if math.isfinite(ssim) else {"ssim_unavailable": f"it comes out as {ssim}"}
+    summary = f"{len(bands)} of {len(a)} bands of {BAND_ROWS} rows differ: rows {listed}{more}"
+    return _node(name, Verdict.DIFFERENT, summary, {**measures, "severity": 0.0})
 
 
 def _node(name: str, verdict: Verdict, summary: str, measures: Mapping[str, Any] | None = None) -> Difference:

@@ -40,7 +40,7 @@ _COMPARATORS: Mapping[str, Compare] = {
     "curves": lambda reference, candidate, policy: compare_curves(reference, candidate, policy=policy),
     "metrics": lambda reference, candidate, policy: compare_metrics(reference, candidate, policy=policy),
     "checkpoints": lambda reference, candidate, policy: compare_checkpoints(reference, candidate, policy=policy),
-    "renders": lambda reference, candidate, _: compare_renders(reference, candidate),
+    "renders": lambda reference, candidate, policy: compare_renders(reference, candidate, policy=policy),
 }
 
 

@@ -65,7 +65,7 @@ def _write_features(target: Path, name: str, values: Array) -> None:
         reduced = values[::stride, ::stride].astype(np.float16)
     _save_array(target / f"{name}.bands.npy", band_digests(values))
     _save_array(target / f"{name}.projection.npy", projection)
-    _save_png(target / f"{name}.projection.png", _normalised(projection))
+    _save_png(target / f"{name}.projection.png", normalised(projection))
     _save_array(target / f"{name}.half.npy", reduced)
 
 
@@ -118,10 +118,10 @@ def to_png(values: Array) -> npt.NDArray[np.uint8]:
             return np.rint(np.clip(known, 0.0, 1.0) * 255).astype(np.uint8)
     if values.ndim == 3 and values.shape[2] == 2:  # as red and green: a PNG with 2 channels would hide one as alpha
         values = np.concatenate([values, np.broadcast_to(values.min(), (*values.shape[:2], 1))], axis=2)
-    return _normalised(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
+    return normalised(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
 
 
-def _normalised(values: Array) -> npt.NDArray[np.uint8]:
+def normalised(values: Array) -> npt.NDArray[np.uint8]:
     """Between the smallest and the largest finite value; black where all are equal or a value is not finite."""
     scaled = values.astype(np.float64)
     finite = np.isfinite(scaled)

@@ -16,6 +16,7 @@ from PIL import Image
 from f3rm_verify import compare_renders as module
 from f3rm_verify.compare_renders import compare_renders
 from f3rm_verify.difference import Difference, Verdict
+from f3rm_verify.policy import DIFF_POLICY, Limit, Policy
 from f3rm_verify.render_store import BAND_ROWS, write_outputs
 from f3rm_verify.run_dir import RENDERS, RunDir
 
@@ -49,10 +50,10 @@ def plain_pair(tmp_path: Path, files: dict[str, np.ndarray]) -> tuple[Path, Path
     return tmp_path / "reference", tmp_path / "candidate"
 
 
-def compare(reference: Path, candidate: Path) -> Difference:
+def compare(reference: Path, candidate: Path, policy: Policy = DIFF_POLICY) -> Difference:
     """The comparison, with what must hold for every one: sides swapped alike, and plain data."""
-    result = compare_renders(RunDir(reference), RunDir(candidate))
-    swapped = compare_renders(RunDir(candidate), RunDir(reference))
+    result = compare_renders(RunDir(reference), RunDir(candidate), policy=policy)
+    swapped = compare_renders(RunDir(candidate), RunDir(reference), policy=policy)
     assert [(p, n.verdict) for p, n in swapped.walk()] == [(p, n.verdict) for p, n in result.walk()]
     assert Difference.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))).verdict is result.verdict
     for _, node in result.walk():
@@ -144,7 +145,7 @@ def test_flipped_bit_of_a_digest_is_found_at_its_node(pair: tuple[Path, Path]) -
     change(pair[1] / RENDERS / IMAGES[0] / "feature.bands.npy", lambda table: put((2, 9), table[2, 9] ^ 16)(table))
     node = only_fault(compare(*pair), f"{IMAGES[0]}/feature.bands")
     assert node.summary == "1 of 3 bands of 8 rows differ: rows 16-23"
-    assert node.measures == {"n": 3, "n_different": 1, "first_row": 16, "bands": [2]}
+    assert node.measures == {"n": 3, "n_different": 1, "first_row": 16, "bands": [2], "severity": 0.0}
     assert module.BAND_ROWS == BAND_ROWS
 
 
@@ -210,10 +211,12 @@ def test_extreme_values_break_nothing(tmp_path: Path, value: float, other: float
 )
 def test_size_and_type_come_before_values(pair: tuple[Path, Path], values: np.ndarray, words: str) -> None:
     np.save(pair[1] / RENDERS / IMAGES[0] / "rgb.npy", values)
-    result = compare_renders(RunDir(pair[0]), RunDir(pair[1]))
+    result = compare_renders(RunDir(pair[0]), RunDir(pair[1]), policy=DIFF_POLICY)
     node = only_fault(result, f"{IMAGES[0]}/rgb")
     assert node.summary == words
-    assert set(node.measures) <= {f"{s}_{k}" for s in ("reference", "candidate") for k in ("shape", "dtype")}
+    assert set(node.measures) <= {f"{s}_{k}" for s in ("reference", "candidate") for k in ("shape", "dtype")} | {
+        "severity"
+    }
     only_fault(compare(*pair), f"{IMAGES[0]}/rgb")
 
 
@@ -228,8 +231,14 @@ def test_output_missing_on_one_side(pair: tuple[Path, Path], name: str) -> None:
     (pair[1] / RENDERS / IMAGES[0] / name).unlink()
     node = only_fault(compare(*pair), f"{IMAGES[0]}/{name.removesuffix('.npy')}", Verdict.MISSING)
     assert "missing in " in node.summary
-    assert faults(compare_renders(RunDir(pair[0]), RunDir(pair[1]))).popitem()[1].summary == "missing in candidate"
-    assert faults(compare_renders(RunDir(pair[1]), RunDir(pair[0]))).popitem()[1].summary == "missing in reference"
+    assert (
+        faults(compare_renders(RunDir(pair[0]), RunDir(pair[1]), policy=DIFF_POLICY)).popitem()[1].summary
+        == "missing in candidate"
+    )
+    assert (
+        faults(compare_renders(RunDir(pair[1]), RunDir(pair[0]), policy=DIFF_POLICY)).popitem()[1].summary
+        == "missing in reference"
+    )
 
 
 def test_image_missing_on_one_side(pair: tuple[Path, Path]) -> None:
@@ -278,7 +287,7 @@ def test_truncated_file_is_unreadable_also_when_both_are(
 
 def test_unreadable_names_its_side(pair: tuple[Path, Path]) -> None:
     (pair[1] / RENDERS / IMAGES[0] / "rgb.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    result = compare_renders(RunDir(pair[0]), RunDir(pair[1]))
+    result = compare_renders(RunDir(pair[0]), RunDir(pair[1]), policy=DIFF_POLICY)
     assert faults(result)[f"{IMAGES[0]}/rgb.png"].summary == "candidate: rgb.png: not a PNG."
 
 
@@ -355,7 +364,8 @@ def test_other_mode_or_palette_is_different(tmp_path: Path) -> None:
     )
     assert found["a.png"].measures["at"] == [0, 3, 2]
     assert (
-        "layout PNG L against PNG RGB" in faults(compare_renders(RunDir(reference), RunDir(candidate)))["b.png"].summary
+        "layout PNG L against PNG RGB"
+        in faults(compare_renders(RunDir(reference), RunDir(candidate), policy=DIFF_POLICY))["b.png"].summary
     )
 
 
@@ -442,3 +452,127 @@ def test_any_flipped_bit_of_an_array_is_found(
     assert set(found) == {f"a/{stem}"}
     allowed = {Verdict.DIFFERENT} if position >= 128 else {Verdict.DIFFERENT, Verdict.UNREADABLE}
     assert found[f"a/{stem}"].verdict in allowed
+
+
+def limited(pattern: str = "*", **numbers: float) -> Policy:
+    return Policy(limits={"renders": (Limit(pattern=pattern, **numbers),)})  # type: ignore[arg-type]
+
+
+def outputs_by(pair: tuple[Path, Path], change_by: float) -> tuple[Path, Path]:
+    """Adds to every output of the first image of the candidate."""
+    outputs = {name: values + np.float32(change_by) for name, values in make_outputs(0).items()}
+    write_outputs(pair[1] / RENDERS, IMAGES[0], outputs)
+    return pair
+
+
+def test_everything_of_an_image_is_reachable_by_limits(pair: tuple[Path, Path]) -> None:
+    outputs_by(pair, 1e-3)
+    assert compare(*pair).verdict is Verdict.DIFFERENT
+    result = compare(*pair, policy=limited(absolute=0.0045))
+    assert result.verdict is Verdict.WITHIN_TOLERANCE
+    found = faults(result)
+    assert {node.verdict for node in found.values()} == {Verdict.WITHIN_TOLERANCE}
+    assert found[f"{IMAGES[0]}/rgb"].summary.endswith("; within the limits of *: absolute 0.0045")
+    assert "; digests know only equal; the projection" in found[f"{IMAGES[0]}/feature.bands"].summary
+    assert found[f"{IMAGES[0]}/rgb.png"].summary.endswith("it is the picture of rgb, which is within its limits")
+    assert f"{IMAGES[0]}/feature.projection.png" in found
+
+
+def test_a_picture_that_is_not_that_of_its_array_follows_nothing(pair: tuple[Path, Path]) -> None:
+    outputs_by(pair, 1e-3)
+    change(pair[1] / RENDERS / IMAGES[0] / "rgb.png", lambda pixels: put((4, 5), pixels[4, 5] ^ 128)(pixels))
+    result = compare(*pair, policy=limited(absolute=0.0045))
+    assert [name for name, node in faults(result).items() if node.verdict is Verdict.DIFFERENT] == [
+        f"{IMAGES[0]}/rgb.png"
+    ]
+
+
+@pytest.mark.parametrize("output", ["feature.half", "feature.projection"])
+def test_digests_follow_only_where_both_copies_are_within(pair: tuple[Path, Path], output: str) -> None:
+    outputs_by(pair, 1e-3)
+    change(pair[1] / RENDERS / IMAGES[0] / f"{output}.npy", put((1, 2, 2), 9.0))
+    found = faults(compare(*pair, policy=limited(absolute=0.0045)))
+    assert found[f"{IMAGES[0]}/feature.bands"].verdict is found[f"{IMAGES[0]}/{output}"].verdict is Verdict.DIFFERENT
+
+
+def test_digests_need_a_limit_of_their_own(pair: tuple[Path, Path]) -> None:
+    change(pair[1] / RENDERS / IMAGES[0] / "feature.bands.npy", lambda table: put((2, 9), table[2, 9] ^ 16)(table))
+    for policy, verdict in (
+        (limited(absolute=0.1), Verdict.WITHIN_TOLERANCE),
+        (limited("*/rgb", absolute=0.1), Verdict.DIFFERENT),
+    ):
+        only_fault(compare(*pair, policy=policy), f"{IMAGES[0]}/feature.bands", verdict)
+
+
+def test_share_of_pixels_and_psnr_as_limits(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (20, 20, 3), np.uint8)
+    runs = plain_pair(tmp_path, {"a.png": pixels})
+
+    def edit(values: np.ndarray) -> None:
+        values[0, :4] += 50  # 4 of 400 pixels far away
+        values[1:] += 1  # and 380 a little
+
+    change(runs[1] / "renders/a.png", edit)
+    for numbers, verdict in (
+        ({"absolute": 1, "pixels": 0.01}, Verdict.WITHIN_TOLERANCE),
+        ({"absolute": 1, "pixels": 0.0099}, Verdict.DIFFERENT),
+        ({"absolute": 1}, Verdict.DIFFERENT),
+        ({"absolute": 50}, Verdict.WITHIN_TOLERANCE),
+        ({"pixels": 0.96}, Verdict.WITHIN_TOLERANCE),
+        ({"pixels": 0.95}, Verdict.DIFFERENT),
+        ({"psnr": 30}, Verdict.WITHIN_TOLERANCE),
+        ({"psnr": 40}, Verdict.DIFFERENT),
+        ({"psnr": 30, "pixels": 0.5}, Verdict.DIFFERENT),
+        ({"ulps": 100}, Verdict.DIFFERENT),
+    ):
+        node = only_fault(compare(*runs, policy=limited(**numbers)), "a.png", verdict)
+        assert ("n_outside" in node.measures) and node.measures["n_different"] == 384
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_within_no_limits(pair: tuple[Path, Path], value: float) -> None:
+    change(pair[1] / RENDERS / IMAGES[0] / "depth.npy", put((3, 4, 0), value))
+    for policy in (limited(absolute=1e30, relative=0.9), limited(psnr=0.1)):
+        only_fault(compare(*pair, policy=policy), f"{IMAGES[0]}/depth")
+
+
+def test_another_size_has_no_limits(pair: tuple[Path, Path]) -> None:
+    np.save(pair[1] / RENDERS / IMAGES[0] / "rgb.npy", np.zeros((20, 25, 3), np.float32))
+    only_fault(compare(*pair, policy=limited(absolute=1e30, psnr=0.1)), f"{IMAGES[0]}/rgb")
+
+
+def test_a_vanishing_difference_has_any_psnr(pair: tuple[Path, Path]) -> None:
+    for run, zero in zip(pair, (0.0, -0.0), strict=True):
+        change(run / RENDERS / IMAGES[0] / "rgb.npy", put((0, 0, 0), zero))
+    only_fault(compare(*pair, policy=limited(psnr=200)), f"{IMAGES[0]}/rgb", Verdict.WITHIN_TOLERANCE)
+
+
+def test_features_are_compared_by_their_cosine_on_the_reduced_copy(pair: tuple[Path, Path]) -> None:
+    change(pair[1] / RENDERS / IMAGES[0] / "feature.half.npy", lambda values: put((1, 2), -values[1, 2])(values))
+    node = only_fault(compare(*pair), f"{IMAGES[0]}/feature.half")
+    assert node.measures["cosine_min"] == pytest.approx(-1)
+    assert node.measures["n_cosine"] == 480
+    assert node.measures["cosine_mean"] == pytest.approx(478 / 480)
+    assert "cosine 0.995833 (least -1.000000)" in node.summary
+
+
+def test_lists_and_stacks_of_numbers_are_compared(tmp_path: Path) -> None:
+    for side, number in (("reference", 0.0), ("candidate", 1.0)):
+        (tmp_path / side / "renders").mkdir(parents=True)
+        for name, shape in (("list", (7,)), ("stack", (3, 4, 2, 2))):
+            values = np.zeros(shape)
+            values.flat[5] = number
+            np.save(tmp_path / side / "renders" / f"{name}.npy", values)
+    found = faults(compare(tmp_path / "reference", tmp_path / "candidate"))
+    assert {name: node.measures["n_values_different"] for name, node in found.items()} == {
+        "list.npy": 1,
+        "stack.npy": 1,
+    }
+
+
+def test_large_pictures_are_compared_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LARGE", 10)
+    files = {f"{i}.png": np.zeros((10, 10), np.uint8) for i in range(9)}
+    runs = plain_pair(tmp_path, files)
+    change(runs[1] / "renders/3.png", put((0, 0), 200))
+    only_fault(compare(*runs), "3.png")

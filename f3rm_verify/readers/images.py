@@ -80,6 +80,14 @@ def read_file(path: Path) -> bytes:
     return data
 
 
+def expected_bytes(data: bytes) -> int:
+    """About how much memory the values of a file take, by its header or its size."""
+    if data.startswith(_PNG_SIGNATURE) and len(data) > 25:
+        width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+        return int(width * height * _PNG_CHANNELS.get(colour, 4) * (depth // 8 or 1))
+    return len(data) if data.startswith(b"\x93NUMPY") else 16 * len(data)
+
+
 def decode(data: bytes, name: str) -> Picture:
     """What the bytes of the file called `name` hold; its ending says as what they are read. Safe to call in threads."""
     if not data:

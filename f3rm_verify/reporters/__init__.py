@@ -145,8 +145,14 @@ def worst_first(result: Result) -> list[tuple[tuple[str, ...], Difference]]:
 
 
 def size_of(node: Difference) -> tuple[float, float]:
-    """How large a difference is: relative difference (else the share that differs), then the share; both from 0."""
+    """How large a difference is: severity or relative difference (else the share), then the share; both from 0.
+
+    The only order by size there is: pictures by their `severity`, everything else by `max_rel`; NaN on one side is
+    larger than all of it.
+    """
     count, total, relative = (_number(node.measures.get(key)) for key in ("n_different", "n", "max_rel"))
+    severity = _number(node.measures.get("severity"))
+    relative = relative if severity is None else severity
     share = count / total if count and total and total < math.inf else 0.0
     if node.measures.get("n_nan_mismatch"):
         relative = math.inf
