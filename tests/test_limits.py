@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from f3rm_verify import compare_runs as module
 from f3rm_verify.difference import Difference, Outcome, Result, Verdict
 from f3rm_verify.policy import DIFF_POLICY, RUN_POLICY, Limit, Policy
-from f3rm_verify.run_dir import RunDir
 
 LAST = STEPS - 1
 WEIGHT = f"checkpoints/step-{LAST:09d}/pipeline/{TENSOR}"
@@ -165,11 +164,10 @@ class TestTrace:
             def compare_trace(*_: Any) -> Difference:
                 step = Difference(name="step 3", artefact="trace", verdict=verdict, summary="grad of field differs")
                 same = Difference(name="step 2", artefact="trace", verdict=Verdict.IDENTICAL)
-                return Difference.group(name="trace", artefact="trace", children=(same, step))
+                first = {"first_step": 3, "last_equal_step": 2, "stage": "grad", "subject": "field", "growth": {}}
+                return Difference.group(name="trace", artefact="trace", children=(same, step), measures=first)
 
             monkeypatch.setattr(module, "_COMPARATORS", {**module._COMPARATORS, "trace": compare_trace})
-            recorded = RunDir.recorded.func  # type: ignore[attr-defined]
-            monkeypatch.setattr(RunDir, "recorded", property(lambda run: recorded(run) | {"trace"}))
 
         return set_verdict
 
