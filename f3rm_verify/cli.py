@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from f3rm_verify.difference import Result
+    from f3rm_verify.ns_train import TrainingRequest
+    from f3rm_verify.verification import Trained
 
 PROGRAM = "f3rm-verify"
 #: Wrong usage, or a failure of this program: nothing was decided.
@@ -51,6 +54,8 @@ ArtefactName = Enum(  # type: ignore[misc]
 Preset = Enum("Preset", {"small": "small", "full": "full"}, type=str)
 TraceMode = Enum("TraceMode", {"off": "off", "steps": "steps", "tensors": "tensors"}, type=str)
 SeedOption = Annotated[int | None, typer.Option(help="Seed of every run.", min=0, max=2**32 - 1, show_default="42")]
+ItersOption = Annotated[int | None, typer.Option(help="Training steps of every run.", min=1, show_default="1000")]
+JobsOption = Annotated[int, typer.Option(help="How many trainings at a time.", min=1)]
 DataOption = Annotated[Path | None, typer.Option(help="Dataset; without it, the built-in scene.")]
 MethodOption = Annotated[str | None, typer.Option(help="Any method that nerfstudio knows.", show_default="f3rm")]
 LoadConfigOption = Annotated[
@@ -87,14 +92,14 @@ class _KeepsTheRest(TyperCommand):
 def run(
     context: typer.Context,
     seed: SeedOption = None,
-    iters: Annotated[int | None, typer.Option(help="Training steps of every run.", min=1, show_default="1000")] = None,
+    iters: ItersOption = None,
     data: DataOption = None,
     method: MethodOption = None,
     load_config: LoadConfigOption = None,
     preset: PresetOption = None,
     runs: Annotated[int, typer.Option(help="How many runs; all are compared with the first.", min=2)] = 2,
     control: Annotated[bool, typer.Option("--control", help="Also train with seed + 1, which must differ.")] = False,
-    jobs: Annotated[int, typer.Option(help="How many trainings at a time.", min=1)] = 2,
+    jobs: JobsOption = 2,
     ns_train: NsTrainOption = None,
     fresh_features: Annotated[
         bool, typer.Option("--fresh-features", help="Both runs extract their features, instead of sharing a cache.")
@@ -114,8 +119,7 @@ def run(
     """Train twice with one seed, compare everything, name the first difference."""
     from f3rm_verify.policy import RUN_POLICY
     from f3rm_verify.policy_file import find_policy
-    from f3rm_verify.progress import progress_display
-    from f3rm_verify.verification import compare_trained, sides_of, train, training_request
+    from f3rm_verify.verification import compare_trained, sides_of, training_request
 
     _refuse_unwritable(json_file)
     judged_by = find_policy(RUN_POLICY, policy)
@@ -136,28 +140,37 @@ def run(
         jobs=jobs,
     )
     sides = sides_of(request.seed, runs=runs, control=control)
-    console = _console()
-    typer.echo(f"Training {request.method} {len(sides)} times, {request.iters} steps each, in {request.output}")
-    with progress_display(console) as watch:
-        trained = train(request, sides, watch=watch, fresh=fresh_features)
+    trained = _train(request, sides, fresh=fresh_features)
+    judged_by = judged_by.without("trace") if trace is TraceMode.off else judged_by
+    result = compare_trained(trained, policy=judged_by, reproduce=_command_line())
+    _report(result, _console(), json_file or request.output / "result.json")
+
+
+def _train(request: TrainingRequest, sides: Mapping[str, int], *, fresh: bool = False) -> Trained:
+    """Trains, shows how it goes and what went wrong; exits where nothing is left to compare."""
+    from f3rm_verify.progress import progress_display
+    from f3rm_verify.verification import train
+
+    times = "once" if len(sides) == 1 else f"{len(sides)} times"
+    typer.echo(f"Training {request.method} {times}, {request.iters} steps each, in {request.output}")
+    with progress_display(_console()) as watch:
+        trained = train(request, sides, watch=watch, fresh=fresh)
     if trained.told is not None:
         _say(trained.told)
     if trained.nothing_to_compare is not None:
         _say(trained.nothing_to_compare)
         raise typer.Exit(STOPPED)
-    judged_by = judged_by.without("trace") if trace is TraceMode.off else judged_by
-    result = compare_trained(trained, policy=judged_by, reproduce=_command_line())
-    _report(result, console, json_file or request.output / "result.json")
+    return trained
 
 
-def _refuse_unwritable(json_file: Path | None) -> None:
-    """Raises UsageError, before anything is written or trained, where the result could not be."""
-    if json_file is not None:
-        folder = json_file.absolute().parent
+def _refuse_unwritable(file: Path | None, name: str = "--json") -> None:
+    """Raises UsageError, before anything is written or trained, where a file of results could not be."""
+    if file is not None:
+        folder = file.absolute().parent
         while not folder.exists():
             folder = folder.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"--json {json_file} cannot be written: {folder} takes no new files; name another file.")
+            raise UsageError(f"{name} {file} cannot be written: {folder} takes no new files; name another file.")
 
 
 @app.command()
@@ -245,6 +258,129 @@ def cost(
     result, file = read_cost(ended.trainings[0]), json_file or request.output / "result.json"
     render_cost(result, console, output=file)
     _write_log(file, result)
+
+
+baseline = typer.Typer(
+    help="Digests of a training for git, and whether it still gives the same.",
+    add_help_option=False,
+    add_completion=False,
+)
+app.add_typer(baseline, name="baseline")
+BaselineFile = Annotated[Path, typer.Argument(help="The baseline, a JSON file for git.", dir_okay=False)]
+FromOption = Annotated[
+    Path | None, typer.Option("--from", help="Take this run directory, trained by f3rm-verify, and train nothing.")
+]
+
+
+@baseline.command(
+    cls=_KeepsTheRest,
+    options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
+    epilog="Options after -- go to ns-train unchanged.",
+)
+def record(
+    context: typer.Context,
+    file: BaselineFile,
+    from_run: FromOption = None,
+    seed: SeedOption = None,
+    iters: ItersOption = None,
+    data: DataOption = None,
+    method: MethodOption = None,
+    load_config: LoadConfigOption = None,
+    preset: PresetOption = None,
+    jobs: JobsOption = 2,
+    ns_train: NsTrainOption = None,
+    stall_timeout: StallOption = 600,
+    output_dir: OutputOption = _OUTPUT,
+    policy: PolicyOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Train twice and, where that was reproducible, write down what came out."""
+    from f3rm_verify.baseline import make_baseline, write_baseline
+    from f3rm_verify.policy import DIFF_POLICY, RUN_POLICY
+    from f3rm_verify.policy_file import find_policy
+    from f3rm_verify.run_dir import RunDir
+    from f3rm_verify.run_facts import facts_of
+    from f3rm_verify.verification import compare_trained, sides_of, training_request
+
+    _refuse_unwritable(json_file)
+    _refuse_unwritable(file, "The baseline")
+    judged_by = find_policy(RUN_POLICY if from_run is None else DIFF_POLICY, policy)
+    if from_run is not None:
+        run = RunDir.open(from_run)
+        facts = facts_of(run)
+        for why in (facts.incomplete, facts.untrained):
+            if why is not None:
+                _say(f"{run.path} is not recorded: it {why}.")
+                raise typer.Exit(STOPPED)
+        write_baseline(file, make_baseline(run, file, policy=judged_by, runs=1, data=data))
+        typer.echo(f"{file} holds what {run.path} put out. Nothing shows yet that training it again gives the same.")
+        return
+    request = training_request(
+        context.meta[_REST],
+        seed=seed,
+        iters=iters,
+        data=data,
+        method=method,
+        load_config=load_config,
+        preset=preset and preset.value,
+        ns_train=ns_train,
+        stall_timeout=stall_timeout,
+        output_dir=output_dir,
+        jobs=jobs,
+    )
+    trained = _train(request, sides_of(request.seed))
+    result = compare_trained(trained, policy=judged_by, reproduce=_command_line())
+    if result.outcome.exit_code:
+        _say(f"{file} is not written: the runs are {result.outcome.value}, so there is nothing that holds.")
+    else:
+        document = make_baseline(
+            trained.runs["reference"],
+            file,
+            policy=judged_by,
+            runs=2,
+            data=request.data,
+        )
+        write_baseline(file, document)
+        typer.echo(f"{file} holds what both runs put out.")
+    _report(result, _console(), json_file or request.output / "result.json")
+
+
+@baseline.command()
+def check(
+    file: BaselineFile,
+    from_run: FromOption = None,
+    data: DataOption = None,
+    load_config: LoadConfigOption = None,
+    ns_train: NsTrainOption = None,
+    stall_timeout: StallOption = 600,
+    output_dir: OutputOption = _OUTPUT,
+    json_file: JsonOption = None,
+) -> None:
+    """Train once as recorded and compare: 0 the same, 1 not the same, 3 not comparable here."""
+    from f3rm_verify.baseline import read_baseline
+    from f3rm_verify.run_dir import RunDir
+    from f3rm_verify.verification import baseline_request, compare_with_baseline
+
+    _refuse_unwritable(json_file)
+    found = read_baseline(file)
+    trouble: tuple[str, ...] = ()
+    if from_run is not None:
+        run = RunDir.open(from_run)
+    else:
+        request = baseline_request(
+            found,
+            data=data,
+            load_config=load_config,
+            ns_train=ns_train,
+            stall_timeout=stall_timeout,
+            output_dir=output_dir,
+        )
+        trained = _train(request, {"candidate": request.seed})
+        run, trouble = trained.runs["candidate"], trained.trouble
+        json_file = json_file or request.output / "result.json"
+    if found.runs == 1:
+        _say(f"{file} was recorded from one run: a difference need not come from a change since then.")
+    _report(compare_with_baseline(found, run, reproduce=_command_line(), trouble=trouble), _console(), json_file)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from f3rm_verify import __version__
+from f3rm_verify.compare_baseline import DIGESTED, compare_conditions, compare_digests
 from f3rm_verify.compare_checkpoints import compare_checkpoints
 from f3rm_verify.compare_curves import compare_curves
 from f3rm_verify.compare_metrics import compare_metrics
@@ -19,6 +20,7 @@ from f3rm_verify.errors import UnreadableError, UsageError
 from f3rm_verify.first_divergence import down_to_worst, earliness, find_first_divergence
 from f3rm_verify.gather_evidence import Side
 from f3rm_verify.policy import LIMITED, TRACE_WITH_LIMITS, Policy, informational, without_ignored
+from f3rm_verify.recorded_run import DigestedRun, RecordedRun
 from f3rm_verify.run_dir import RunDir
 from f3rm_verify.run_facts import RunFacts, facts_of, is_one_run
 
@@ -218,11 +220,23 @@ def _compare(
         summary = "this version of f3rm-verify cannot compare it"
     else:
         try:
-            node = _COMPARATORS[artefact](reference, candidate, policy)
+            if isinstance(reference, RecordedRun):
+                node = _compare_with_recorded(artefact, reference, candidate, policy)
+            else:
+                node = _COMPARATORS[artefact](reference, candidate, policy)
             return without_ignored(node, policy.ignored.get(artefact, {}))
         except (UnreadableError, OSError) as error:  # a file that goes away or changes while it is read
             summary = str(error)
     return Difference(name=artefact, artefact=artefact, verdict=Verdict.UNREADABLE, summary=summary)
+
+
+def _compare_with_recorded(artefact: str, reference: RecordedRun, candidate: RunDir, policy: Policy) -> Difference:
+    """The same with a baseline, in which some artefacts are digests."""
+    if artefact == "setup":
+        return compare_conditions(reference, candidate)
+    if artefact in DIGESTED:
+        return compare_digests(artefact, reference, candidate, policy=policy)
+    return _COMPARATORS[artefact](reference, DigestedRun(candidate.path, policy, reference), policy)
 
 
 def _judge(

@@ -78,7 +78,7 @@ def compare_setup(reference: RunDir, candidate: RunDir) -> Difference:
 def compare_seeding(reference: RunDir, candidate: RunDir) -> Difference:
     """Compares the seeding validation logs claim by claim; a claim that fails on both sides alike is no difference."""
     try:
-        sides = _read(lambda run: _claims(run.seeding), (reference, candidate))
+        sides = _read(lambda run: claims_of(run.seeding), (reference, candidate))
     except UnreadableError as error:
         return Difference(name="seeding", artefact="seeding", verdict=Verdict.UNREADABLE, summary=str(error))
     names = dict.fromkeys(name for side in sides for name in side)
@@ -90,8 +90,8 @@ def compare_seeding(reference: RunDir, candidate: RunDir) -> Difference:
     return dataclasses.replace(node, summary=f"{node.summary}; does not hold: {', '.join(failing)}")
 
 
-def _claims(log: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """By claim what counts: what was observed. How it was asked and set can be worded differently."""
+def claims_of(log: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What counts of a seeding log, by claim: what was observed. How it was asked and set can be worded differently."""
     entries = [] if log is None else log.get("entries")
     if not isinstance(entries, list) or not all(map(_is_claim, entries)):
         raise UnreadableError(f"{SEEDING}: holds no list of claims.")

@@ -39,6 +39,8 @@ _PREFIXES = (
     "VECLIB_",
 )
 _NAMES = ("LD_PRELOAD",)
+#: How the names of the instruction sets begin that kernels are chosen by, of x86 and of ARM processors.
+_KERNEL_FLAGS = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "i8mm", "sse4", "sve")
 #: Of these, those that only say where something lies.
 _PLACES = ("CUDA_CACHE_PATH", "CUDA_HOME", "CUDA_PATH", "TORCH_HOME")
 
@@ -53,6 +55,7 @@ def describe_environment() -> dict[str, Any]:
         "packages": _packages(),
         "hardware": {
             "cpu": cpu_model(),
+            "cpu_flags": _cpu_flags(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "gpus": _gpus(),
             "cuda": torch.version.cuda if torch.cuda.is_available() else None,
@@ -86,11 +89,21 @@ def _variables() -> dict[str, str]:
 
 def cpu_model() -> str:
     """The processor's name, or at least its kind."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> str:
+    """The instruction sets by which libraries choose between kernels, whose results differ in the last bits."""
+    flags = (_cpu_info("flags") or _cpu_info("Features") or "").split()
+    return " ".join(sorted(flag for flag in flags if flag.startswith(_KERNEL_FLAGS)))
+
+
+def _cpu_info(key: str) -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf8", "replace").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return None
+    return next((value.strip() for name, _, value in (li.partition(":") for li in lines) if name.strip() == key), None)
 
 
 def _gpus() -> list[str]:

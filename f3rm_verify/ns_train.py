@@ -168,6 +168,18 @@ def command(request: TrainingRequest, *, side: str, seed: int) -> list[str]:
     ]
 
 
+def extra_arguments(argv: Sequence[str]) -> tuple[str, ...]:
+    """What the command line of a training holds besides the program, the method and what `command` sets."""
+    rest: list[str] = []
+    words = iter(argv[2:])
+    for word in words:
+        if _option_name(word) not in (*OWNED_OPTIONS, "--logging.local-writer.enable"):
+            rest.append(word)
+        elif "=" not in word:
+            next(words, None)
+    return tuple(rest)
+
+
 def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -> dict[str, str]:
     """The environment of one training, from this process's own."""
     arguments = request.ns_train_args

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from f3rm_verify import presets
 from f3rm_verify.errors import UsageError
@@ -18,6 +19,7 @@ from f3rm_verify.shared_data import shared_data
 from f3rm_verify.training_log import last_lines, told_reason
 
 if TYPE_CHECKING:
+    from f3rm_verify.baseline import Baseline
     from f3rm_verify.difference import Result
     from f3rm_verify.policy import Policy
 
@@ -39,9 +41,9 @@ class Trained:
 
     @property
     def nothing_to_compare(self) -> str | None:
-        """Why there are no two runs to compare, None where there are."""
-        found = [side for side in self.runs if side != "control"]
-        if "reference" in found and len(found) > 1:
+        """Why there is no run to compare, or nothing to compare it with; None where there is."""
+        candidates = [side for side in self.runs if side not in ("reference", "control")]
+        if candidates and "reference" not in self.missing:
             return None
         return f"There is nothing to compare: the {self.missing[0]} run left nothing in {self.output}."
 
@@ -148,6 +150,65 @@ def compare_trained(trained: Trained, *, policy: Policy, reproduce: str = "") ->
         reproduce=reproduce,
         trouble=[*trained.trouble, *(f"the {side} run never began" for side in trained.missing)],
     )
+
+
+def baseline_request(
+    baseline: Baseline, *, data: Path | None = None, load_config: Path | None = None, **options: Any
+) -> TrainingRequest:
+    """The training that a baseline was recorded from, again; `options` are those of `training_request`.
+
+    `data` and `load_config` are needed where the file does not say where they are. Raises UsageError without them.
+    """
+    request = baseline.request
+    data = data or baseline.data
+    if data is None and not request["built_in_scene"] and load_config is None:
+        raise UsageError(f"{baseline.path} does not say where its data lies; give --data.")
+    if (load_config is None) != (request["load_config"] is None):
+        raise UsageError(
+            f"{baseline.path} was recorded with"
+            + ("out --load-config; leave it out." if load_config else " a saved configuration; give --load-config.")
+        )
+    return training_request(
+        tuple(request["arguments"]),
+        method=request["method"],
+        seed=request["seed"],
+        iters=request["iters"],
+        data=data,
+        load_config=load_config,
+        preset=None if load_config else "full",  # its options are among the arguments
+        trace=baseline.trace_mode,
+        **options,
+    )
+
+
+def compare_with_baseline(
+    baseline: Baseline, candidate: RunDir, *, reproduce: str = "", trouble: Sequence[str] = ()
+) -> Result:
+    """What differs between a run and a baseline; inconclusive where they were made under other conditions."""
+    from f3rm_verify.compare_baseline import changed_settings, not_comparable
+    from f3rm_verify.compare_runs import compare_runs
+    from f3rm_verify.difference import Outcome
+
+    result = compare_runs(
+        baseline.run, {"candidate": candidate}, policy=baseline.policy, reproduce=reproduce, trouble=trouble
+    )
+    why = not_comparable(result.root)
+    if why:
+        more = [f"and {len(why) - 5} more conditions differ"] if len(why) > 5 else []
+        reasons = [*(f"not comparable with the baseline: {reason}" for reason in why[:5]), *more]
+        return dataclasses.replace(
+            result, outcome=Outcome.INCONCLUSIVE, first_divergence=None, reasons=(*reasons, *result.reasons)
+        )
+    changed = changed_settings(result.root)
+    if result.first_divergence is None or not changed:
+        return result
+    first = dataclasses.replace(
+        result.first_divergence,
+        cause=f"the settings were changed since the baseline was recorded: {'; '.join(changed[:3])}",
+        remedy="Change them back; or, where the new result is meant, record the baseline again.",
+        evidence=(*result.first_divergence.evidence, *(f"setting {setting}" for setting in changed[3:8])),
+    )
+    return dataclasses.replace(result, first_divergence=first)
 
 
 def what_went_wrong(ended: Trainings) -> tuple[str | None, str | None]:

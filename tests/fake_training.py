@@ -103,6 +103,7 @@ class FakeRun:
             "nonce": os.environ.get("F3RM_VERIFY_NONCE"),
             "completion": None,
             "method": self.method,
+            "argv": sys.argv,
             "seed": self.seed,
             "parameters": {"before": "0", "after": None},
             **CONDITIONS,

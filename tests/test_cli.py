@@ -174,6 +174,14 @@ class TestUsage:
             (["diff", "file", "file"], "file"),
             (["diff", ".", "."], "run directory"),
             (["diff", "a", "b", "--only", "everything"], "--only"),
+            (["baseline", "record"], "file"),
+            (["baseline", "record", "file/b.json"], "file/b.json"),
+            (["baseline", "record", "b.json", "--from", "absent"], "absent"),
+            (["baseline", "record", "b.json", "--", "--machine.seed", "1"], "--seed"),
+            (["baseline", "check", "absent"], "absent"),
+            (["baseline", "check", "file"], "no baseline"),
+            (["baseline", "frobnicate"], "frobnicate"),
+            (["baseline"], "command"),
             (["seeding", "--seed", "-1"], "--seed"),
             (["seeding", "more"], "more"),
         ],
@@ -540,3 +548,85 @@ class TestSeeding:
         done = command("seeding")
         assert done.code == 2
         assert "no torch in this environment" in done.sentence
+
+
+class TestBaseline:
+    @staticmethod
+    def words(folder: Path, body: str, *options: object) -> list[str]:
+        """The words of a `baseline record` of a fake ns-train."""
+        words = [word for word in trainings(folder, body, *map(str, options)) if word != "run"]
+        return ["baseline", "record", str(folder / "baseline.json"), *words]
+
+    @pytest.fixture
+    def recorded(self, tmp_path: Path, command: Any) -> list[str]:
+        """A recorded baseline; the words that check it in the same environment."""
+        done = command(*self.words(tmp_path, GOOD))
+        assert done.code == 0, done.output + done.errors
+        assert "baseline.json holds what both runs put out" in done.output
+        words = ["--ns-train", str(tmp_path / "bin" / "ns-train"), "--data", str(tmp_path / "data")]
+        return ["baseline", "check", str(tmp_path / "baseline.json"), *words, "--output-dir", str(tmp_path / "check")]
+
+    def test_the_same_again(self, tmp_path: Path, command: Any, recorded: list[str]) -> None:
+        done = command(*recorded)
+        assert done.code == 0, done.output + done.errors
+        assert "Training nerfacto once, 3 steps" in done.output
+        (path,) = tmp_path.glob("check/*/result.json")
+        assert json.loads(path.read_text())["verdict"] == "reproducible"
+
+    def test_another_result(self, tmp_path: Path, command: Any, recorded: list[str]) -> None:
+        program(tmp_path / "bin", "run = begin(); run.steps(); run.finish(value=1.0)")
+        done = command(*recorded, "--json", str(tmp_path / "r.json"))
+        assert done.code == 1
+        result = json.loads((tmp_path / "r.json").read_text())
+        assert (result["first_divergence"]["step"], result["first_divergence"]["stage"]) == (0, "init")
+        assert result["reference"]["directory"].endswith("baseline.json")
+
+    def test_another_environment(self, tmp_path: Path, command: Any, recorded: list[str]) -> None:
+        program(tmp_path / "bin", "CONDITIONS['environment']['packages']['torch'] = '9'\n" + GOOD)
+        done = command(*recorded)
+        assert done.code == 3
+        assert "environment / packages.torch: nothing in the baseline, 9 in the run" in done.output
+
+    def test_a_training_that_stops(self, tmp_path: Path, command: Any, recorded: list[str]) -> None:
+        program(tmp_path / "bin", "run = begin(); run.step(); raise ValueError('boom')")
+        done = command(*recorded)
+        assert done.code == 3
+        assert "ValueError: boom" in done.errors
+
+    def test_an_existing_run_needs_no_training(self, tmp_path: Path, command: Any, recorded: list[str]) -> None:
+        (run,) = tmp_path.glob("out/*/verify/nerfacto/candidate")
+        done = command("baseline", "check", tmp_path / "baseline.json", "--from", run)
+        assert done.code == 0, done.output
+        assert not (tmp_path / "check").exists()
+
+    def test_data_that_the_file_does_not_name(self, tmp_path: Path, command: Any, recorded: list[str]) -> None:
+        at = recorded.index("--data")
+        done = command(*recorded[:at], *recorded[at + 2 :])
+        assert done.code == 2
+        assert "does not say where its data lies; give --data" in done.sentence
+
+    def test_runs_that_differ_write_nothing(self, tmp_path: Path, command: Any) -> None:
+        done = command(*self.words(tmp_path, DIVERGING))
+        assert done.code == 1
+        assert "baseline.json is not written: the runs are diverged" in done.errors
+        assert not (tmp_path / "baseline.json").exists()
+
+    def test_from_one_run(self, tmp_path: Path, command: Any) -> None:
+        assert command(*trainings(tmp_path, GOOD)).code == 0
+        reference, candidate = (
+            next(tmp_path.glob(f"out/*/verify/nerfacto/{side}")) for side in ("reference", "candidate")
+        )
+        done = command("baseline", "record", tmp_path / "b.json", "--from", reference)
+        assert done.code == 0
+        assert "Nothing shows yet that training it again gives the same" in done.output
+        done = command("baseline", "check", tmp_path / "b.json", "--from", candidate)
+        assert done.code == 0
+        assert "was recorded from one run" in done.errors
+
+    def test_from_a_run_that_did_not_complete(self, tmp_path: Path, command: Any) -> None:
+        assert command(*trainings(tmp_path, "run = begin(); run.step(); raise ValueError")).code == 3
+        reference = next(tmp_path.glob("out/*/verify/nerfacto/reference"))
+        done = command("baseline", "record", tmp_path / "b.json", "--from", reference)
+        assert done.code == 3
+        assert "is not recorded: it did not complete" in done.sentence
+        assert not (tmp_path / "b.json").exists()

@@ -28,17 +28,21 @@ def commands() -> list[tuple[str, str]]:
     found += [
         (document.name, command)
         for document in DOCUMENTS
-        for command in re.findall(r"`(f3rm-verify (?:run|diff|scene|seeding|cost)[^`]*)`", document.read_text("utf8"))
+        for command in re.findall(
+            r"`(f3rm-verify (?:run|diff|scene|seeding|cost|baseline)[^`]*)`", document.read_text("utf8")
+        )
     ]
     return sorted({(name, line) for name, line in found if line.startswith("f3rm-verify ")})
 
 
 @pytest.mark.parametrize(("document", "line"), commands())
 def test_commands_parse(document: str, line: str) -> None:
-    words = [word.replace("NAME", "f3rm") for word in shlex.split(line)[1:]]
+    words = [word.replace("NAME", "f3rm") for word in shlex.split(line, comments=True)[1:]]
     group = typer.main.get_command(app)
-    command = group.commands[words[0]]  # type: ignore[attr-defined]
-    context = command.make_context(words[0], words[1:])
+    command = group.commands[words.pop(0)]  # type: ignore[attr-defined]
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    context = command.make_context(command.name, words)
     assert context.params
 
 
