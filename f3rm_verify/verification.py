@@ -30,13 +30,15 @@ Watch = Callable[[Sequence[Training]], None]
 class Trained:
     """What the trainings left: the runs by side, and in sentences what went wrong.
 
-    `missing` are the sides that left nothing. `told` is what to show at once, with the end of a log where one helps.
+    `missing` are the sides that left nothing, and `interrupted` says that somebody stopped the trainings. `told` is
+    what to show at once, with the end of a log where one helps.
     """
 
     runs: Mapping[str, RunDir]
     missing: tuple[str, ...]
     trouble: tuple[str, ...]
     told: str | None
+    interrupted: bool
     output: Path
 
     @property
@@ -133,6 +135,7 @@ def train(request: TrainingRequest, sides: Mapping[str, int], *, watch: Watch, f
         missing=tuple(side for side in sides if side not in runs),
         trouble=(*([sentence] if sentence else []), *changed),
         told=told,
+        interrupted=ended.interruption is not None,
         output=request.output,
     )
 
