@@ -43,7 +43,7 @@ EVIDENCE_VERSION = 1
 #: JSON of a run directory larger than this is refused: the largest we write is the manifest, some MiB.
 MAX_JSON_BYTES = 256 * 2**20
 _EVENT_FILE = "events.out.tfevents."
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".exr"}
 _ARRAY_SUFFIXES = {".npy"}
 #: How far below a given directory the run directory may lie: OUT/EXPERIMENT/METHOD/TIMESTAMP is 3 below OUT.
 _SEARCH_DEPTH = 3

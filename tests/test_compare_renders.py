@@ -576,3 +576,17 @@ def test_large_pictures_are_compared_alone(tmp_path: Path, monkeypatch: pytest.M
     runs = plain_pair(tmp_path, files)
     change(runs[1] / "renders/3.png", put((0, 0), 200))
     only_fault(compare(*runs), "3.png")
+
+
+def test_exr_images_are_compared_by_value(tmp_path: Path) -> None:
+    import OpenEXR
+
+    values = np.random.default_rng(0).random((12, 14, 3)).astype("f2")
+    for side in ("reference", "candidate"):
+        (tmp_path / side / "renders").mkdir(parents=True)
+        header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+        OpenEXR.File(header, {"RGB": values.copy()}).write(str(tmp_path / side / "renders" / "a.exr"))
+        values = values.copy()
+        values[3, 4, 1] = np.nextafter(values[3, 4, 1], np.float16(2))
+    node = only_fault(compare(tmp_path / "reference", tmp_path / "candidate"), "a.exr")
+    assert (node.measures["max_ulp"], node.measures["at"], node.measures["n_different"]) == (1, [3, 4, 1], 1)

@@ -1,4 +1,4 @@
-"""Reads rendered images (PNG, JPEG) and arrays (.npy) at full bit depth, refusing what is broken or far too large.
+"""Reads rendered images (PNG, JPEG, EXR) and arrays (.npy) at full bit depth, refusing what is broken or far too large.
 
 Files are read whole and never memory-mapped: a mapped file that somebody truncates kills the process. Nothing in a
 file is evaluated; the header of an array has to match the one form that NumPy writes.
@@ -95,8 +95,12 @@ def decode(data: bytes, name: str) -> Picture:
     suffix = Path(name).suffix.lower()
     if suffix == ".npy":
         return Picture(_decode_npy(data, name), "npy")
+    if suffix == ".exr":
+        from f3rm_verify.readers.exr import decode_exr
+
+        return Picture(*decode_exr(data, name, _check_size))
     if suffix not in (".png", ".jpg", ".jpeg"):
-        raise UnreadableError(f"{name}: the ending is none of .npy, .png, .jpg, .jpeg.")
+        raise UnreadableError(f"{name}: the ending is none of .npy, .png, .jpg, .jpeg, .exr.")
     try:
         return _decode_png(data, name) if suffix == ".png" else _decode_jpeg(data, name)
     except UnreadableError:
