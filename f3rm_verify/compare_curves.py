@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from f3rm_verify.bits import difference_summary, float_difference, outside
+from f3rm_verify.bits import bit_equal, difference_summary, float_difference, outside
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.errors import UnreadableError
+from f3rm_verify.picture_measures import picture_difference
 from f3rm_verify.policy import Limit, Policy, judge
 from f3rm_verify.readers.events import Blob, Events, Series
 from f3rm_verify.readers.images import decode
@@ -106,8 +108,8 @@ def _compare_tag(tag: str, reference: Events, candidate: Events, *, policy: Poli
     if records == [None, None]:
         return _compare_scalars(tag, *scalars, limit=limit)
     if scalars == [None, None]:
-        return _compare_records(tag, *records)
-    parts = (_compare_scalars("scalars", *scalars, limit=limit), _compare_records("records", *records))
+        return _compare_records(tag, *records, limit=limit)
+    parts = (_compare_scalars("scalars", *scalars, limit=limit), _compare_records("records", *records, limit=limit))
     return Difference.group(name=tag, artefact="curves", children=parts)
 
 
@@ -268,32 +270,41 @@ class _Records:
         return self.blobs[0][1]
 
 
-def _compare_records(name: str, reference: _Records | None, candidate: _Records | None) -> Difference:
-    """Compares bytes, and where the bytes of images differ, pixels, up to the first record that really differs."""
+def _compare_records(
+    name: str, reference: _Records | None, candidate: _Records | None, *, limit: Limit | None
+) -> Difference:
+    """Compares bytes, and where the bytes of images differ, pixels, up to the first record beyond its limits."""
     if reference is None or candidate is None:
         return _only_one_side(name, reference, candidate)
     aligned = _align(reference.steps, candidate.steps)
     pairs = zip(aligned.reference, aligned.candidate, strict=True)
     unequal = [(a, b) for i, j in pairs if (a := reference.blobs[i]) != (b := candidate.blobs[j])]
-    n_recoded = 0
+    n_recoded = n_within = 0
     unreadable: dict[int, str] = {}
     for index, pair in enumerate(unequal):
         try:
-            found = _record_difference(*pair)
+            verdict, found = _record_difference(*pair, limit)
         except UnreadableError as error:
             unreadable[pair[0][0]] = str(error)
             continue
-        if found is not None:
+        if verdict is Verdict.WITHIN_TOLERANCE:
+            n_within += 1
+        elif found is not None:
             last_equal = aligned.last_step_before(min([pair[0][0], *unreadable]))
             found |= {"last_equal_step": last_equal, "n_different": len(unequal) - index}
             return _different_records(name, aligned, pair[0], found)
-        n_recoded += 1
+        else:
+            n_recoded += 1
     if unreadable:
         step, reason = min(unreadable.items())
         summary = f"the images at step {step} differ, and one cannot be decoded: {reason}"
         return _leaf(name, Verdict.UNREADABLE, summary, kind=reference.kind, n=int(aligned.steps.size))
     note = f" ({n_recoded} with the same pixels, only encoded otherwise)" if n_recoded else ""
-    return _equal_so_far(name, reference.kind, aligned, note)
+    if n_within:
+        note += f" ({n_within} within the limits of {limit})"
+    equal = _equal_so_far(name, reference.kind, aligned, note)
+    within = n_within and equal.verdict is Verdict.IDENTICAL
+    return dataclasses.replace(equal, verdict=Verdict.WITHIN_TOLERANCE) if within else equal
 
 
 def _different_records(name: str, aligned: _Alignment, first: Blob, found: dict[str, Any]) -> Difference:
@@ -305,31 +316,28 @@ def _different_records(name: str, aligned: _Alignment, first: Blob, found: dict[
     return _leaf(name, Verdict.DIFFERENT, summary, **measures)
 
 
-def _record_difference(reference: Blob, candidate: Blob) -> dict[str, Any] | None:
-    """Measures of two records whose bytes differ; None for images of the same pixels.
+def _record_difference(reference: Blob, candidate: Blob, limit: Limit | None) -> tuple[Verdict, dict[str, Any] | None]:
+    """Verdict and measures of two records whose bytes differ; no measures for images of the same pixels.
 
     Raises UnreadableError where an image cannot be decoded, since nobody can tell then whether it differs.
     """
     step, kind, payload = reference
     if kind != candidate[1]:
-        return {"what": f"{kind} against {candidate[1]}"}
+        return Verdict.DIFFERENT, {"what": f"{kind} against {candidate[1]}"}
     if kind != "image":
-        return {"what": f"{kind} of {len(payload)} bytes against {len(candidate[2])}"}
+        return Verdict.DIFFERENT, {"what": f"{kind} of {len(payload)} bytes against {len(candidate[2])}"}
     a, b = (decode(data, f"step-{step}{_image_suffix(data)}") for data in (payload, candidate[2]))
     if (a.layout, a.values.shape, a.values.dtype) != (b.layout, b.values.shape, b.values.dtype):
-        return {"what": f"{a.layout} of shape {a.values.shape} against {b.layout} of shape {b.values.shape}"}
-    unequal = a.values != b.values
-    if not unequal.any():
-        return None
-    pixels = unequal if unequal.ndim == 2 else unequal.any(axis=-1)
-    distance = a.values[unequal].astype(np.int64) - b.values[unequal]
-    n_different = int(np.count_nonzero(pixels))
-    return {
-        "what": f"{n_different} of {pixels.size} pixels",
-        "n_pixels": int(pixels.size),
-        "n_different_pixels": n_different,
-        "max_abs": int(np.abs(distance).max()),
-    }
+        what = f"{a.layout} of shape {a.values.shape} against {b.layout} of shape {b.values.shape}"
+        return Verdict.DIFFERENT, {"what": what}
+    if bit_equal(a.values, b.values):
+        return Verdict.IDENTICAL, None
+    found = picture_difference(a.values, b.values, limits=limit)
+    verdict, note = judge(limit, outside=found.outside, psnr=found.psnr)
+    measures = dict(found.measures)
+    pixels = {"n_pixels": measures.pop("n"), "n_different_pixels": measures.pop("n_different")}
+    what = f"{pixels['n_different_pixels']} of {pixels['n_pixels']} pixels{note}"
+    return verdict, {"what": what, **pixels, **measures}
 
 
 def _image_suffix(data: bytes) -> str:

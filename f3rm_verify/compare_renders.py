@@ -182,7 +182,7 @@ def _compare_data(pair: _Pair, name: str, place: str, data: Sequence[bytes], fil
     if data[0] == data[1]:
         return _identical(name, _decode("both sides", data[0], files[0]), "")
     first, second = pair.decoders.map(_decode, SIDES, data, files)
-    return _compare_pictures(name, first, second, pair.policy.limit(ARTEFACT, place))
+    return _compare_pictures(name, first, second, pair.policy.limit(ARTEFACT, place), flip=pair.policy.flip)
 
 
 def _read(side: str, run: RunDir, path: Path) -> bytes:
@@ -200,7 +200,9 @@ def _decode(side: str, data: bytes, name: str) -> Picture:
         raise UnreadableError(f"{side}: {error}") from error
 
 
-def _compare_pictures(name: str, reference: Picture, candidate: Picture, limit: Limit | None) -> Difference:
+def _compare_pictures(
+    name: str, reference: Picture, candidate: Picture, limit: Limit | None, *, flip: bool
+) -> Difference:
     a, b = reference.values, candidate.values
     forms = [
         {"layout": side.layout, "dtype": str(side.values.dtype), "shape": list(side.values.shape)}
@@ -217,7 +219,7 @@ def _compare_pictures(name: str, reference: Picture, candidate: Picture, limit: 
         return _different_bands(name, a, b)
     if a.ndim == 1:  # a list of numbers is no picture
         a, b = a[:, None], b[:, None]
-    found = picture_difference(a, b, limits=limit)
+    found = picture_difference(a, b, limits=limit, flip=flip)
     verdict, note = judge(limit, outside=found.outside, psnr=found.psnr)
     return _node(name, verdict, f"{picture_summary(found.measures)}{note}", found.measures)
 

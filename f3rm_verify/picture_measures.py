@@ -35,12 +35,14 @@ _MOST_CHANNELS = 4
 class PictureDifference:
     """`measures` are plain JSON data; `mask` (H, W) is true where any bit of a pixel differs.
 
+    `flip` (H, W), float32 in [0, 1], is the FLIP map, where it was asked for and could be made.
     `distance` (H, W), float32, is the largest |a - b| of a pixel's channels; NaN and infinite distances are infinite.
     """
 
     measures: Mapping[str, Any]
     mask: Array
     distance: Array
+    flip: Array | None = None
 
     @property
     def outside(self) -> float:
@@ -55,7 +57,9 @@ class PictureDifference:
         return math.inf if self.measures.get("severity") == 0 else psnr
 
 
-def picture_difference(a: Array, b: Array, *, limits: bits.ValueLimits | None = None) -> PictureDifference:
+def picture_difference(
+    a: Array, b: Array, *, limits: bits.ValueLimits | None = None, flip: bool = False
+) -> PictureDifference:
     """Compares two arrays of one dtype and shape, (H, W) or (H, W, C), that differ in at least one bit.
 
     The measures are those of `bits.float_difference`, but `n`, `n_different` and `n_outside` count pixels, and
@@ -69,6 +73,7 @@ def picture_difference(a: Array, b: Array, *, limits: bits.ValueLimits | None = 
       of them in the largest patch. Near 1 for noise, near 0 for shapes, shifts and offsets.
     - `psnr` in dB, `ssim` (uniform window of 7) between the two sides, or `..._unavailable`; `data_range` is 255,
       65535, 1 for values in [0, 1], else what both sides span.
+    - with `flip`: `flip_mean` of the FLIP map of colours in [0, 1] or of 8 or 16 bit, or `flip_unavailable`.
     - of more than 4 channels: `cosine_min`, `cosine_mean` of the pixels' vectors.
     - `severity`, 0 to 1: the root mean square error in units of the range; 1 where it is not finite.
     """
@@ -86,7 +91,8 @@ def picture_difference(a: Array, b: Array, *, limits: bits.ValueLimits | None = 
     measures |= _similarity(a, b, data_range, mask)
     if a.ndim == 3 and a.shape[2] > _MOST_CHANNELS:
         measures |= _cosine(a, b)
-    return PictureDifference(measures, mask, distance)
+    flip_map, flip_measures = _flip(a, b) if flip else (None, {})
+    return PictureDifference(measures | flip_measures, mask, distance, flip_map)
 
 
 def picture_summary(measures: Mapping[str, Any]) -> str:
@@ -95,6 +101,8 @@ def picture_summary(measures: Mapping[str, Any]) -> str:
     text = f"{bits.difference_summary(values)}, in {measures['n_different']:,} of {measures['n']:,} pixels"
     if "psnr" in measures:
         text += f", PSNR {measures['psnr']:.1f} dB"
+    if "flip_mean" in measures:
+        text += f", FLIP {measures['flip_mean']:.4f}"
     if "cosine_min" in measures:
         text += f", cosine {measures['cosine_mean']:.6f} (least {measures['cosine_min']:.6f})"
     row, column, height, width = measures["region"]
@@ -313,6 +321,28 @@ def _window_sums(values: Array, window: int) -> Array:
     for offset in range(1, window):
         across += down[:, offset : offset + columns]
     return across
+
+
+def _flip(a: Array, b: Array) -> tuple[Array | None, dict[str, Any]]:
+    """The FLIP map by its reference package, and its mean: what is seen when flipping between the two."""
+    import flip_evaluator
+
+    sides = [_colours(side) for side in (a, b)]
+    if sides[0] is None or sides[1] is None:
+        return None, {"flip_unavailable": "it is defined for red, green and blue in [0, 1]"}
+    found, mean, _ = flip_evaluator.evaluate(*sides, "LDR", applyMagma=False)
+    return np.asarray(found)[..., 0], {"flip_mean": float(mean)}
+
+
+def _colours(array: Array) -> Array | None:
+    """Red, green and blue as float32 in [0, 1]; None where the array holds something else."""
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or array.dtype.kind not in "uf":
+        return None
+    colours = array[..., :3]
+    if array.dtype.kind == "u":
+        return (colours / np.float32(np.iinfo(array.dtype).max)).astype(np.float32)
+    inside = colours.min() >= 0 and colours.max() <= 1  # not where there is a NaN
+    return colours.astype(np.float32) if inside else None
 
 
 def _cosine(a: Array, b: Array) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from f3rm_verify.bits import ValueLimits
@@ -72,6 +73,7 @@ class Limit(ValueLimits):
 class Policy:
     """`required`: artefacts that must be there and identical; None means: whatever either side has.
 
+    `flip` asks for FLIP of renders that differ.
     `ignored` are reasons by pattern by artefact. `limits` are by artefact, and the first that matches counts. `source`
     says where the policy was read, None where it is a command's own.
     """
@@ -79,6 +81,7 @@ class Policy:
     required: tuple[str, ...] | None = None
     ignored: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {k: dict(v) for k, v in IGNORED.items()})
     limits: Mapping[str, tuple[Limit, ...]] = field(default_factory=dict)
+    flip: bool = False
     source: str | None = None
 
     def without(self, artefact: str) -> Policy:
@@ -87,7 +90,9 @@ class Policy:
         return dataclasses.replace(self, required=required)
 
     def check(self) -> None:
-        """Raises UsageError for a policy that no training could fail."""
+        """Raises UsageError for a policy that no training could fail, or that nothing here can carry out."""
+        if self.flip and find_spec("flip_evaluator") is None:
+            raise UsageError('FLIP needs a package that is not installed; install it: pip install "f3rm-verify[flip]".')
         if self.required is not None:
             unknown = sorted(set(self.required) - set(ARTEFACTS))
             if unknown:
@@ -113,6 +118,7 @@ class Policy:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the result file."""
         return {
+            "flip": self.flip,
             "source": self.source or "default: identical bit by bit",
             "required": None if self.required is None else list(self.required),
             "ignored": {artefact: dict(patterns) for artefact, patterns in self.ignored.items()},

@@ -25,7 +25,7 @@ TABLE = "f3rm-verify"
 #: Far more than a policy needs.
 _MAX_BYTES = 2**20
 _LARGEST = 10**18
-_KEYS = ("required", "ignore", "limits")
+_KEYS = ("required", "flip", "ignore", "limits")
 #: Which limits can be set in an artefact.
 _VALUE_LIMITS = ("absolute", "relative", "ulps")
 _LIMITS: Mapping[str, tuple[str, ...]] = {
@@ -92,12 +92,19 @@ def read_policy(table: Any, *, default: Policy, source: str) -> Policy:
             required=_required(table["required"]) if "required" in table else default.required,
             ignored=_ignored(table.get("ignore", {})),
             limits=_limits(table.get("limits", {})),
+            flip=_flag("flip", table.get("flip", default.flip)),
             source=source,
         )
         policy.check()
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
     return policy
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{key} is {value!r}; write true or false.")
+    return value
 
 
 def _required(names: Any) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from f3rm_verify.compare_curves import all_nan_losses, compare_curves, first_divergent_curve, observed_steps
 from f3rm_verify.difference import Difference, Verdict
-from f3rm_verify.policy import IGNORED_TAGS, Policy
+from f3rm_verify.policy import IGNORED_TAGS, Limit, Policy
 from f3rm_verify.run_dir import RunDir
 
 Values = Sequence[tuple[int, Any]]
@@ -297,9 +297,34 @@ def test_one_level_in_one_pixel_is_different(run: Make) -> None:
     assert verdicts(node) == {**IDENTICAL, "Eval Images/img": "different"}
     leaf = children(node)["Eval Images/img"]
     expected = {"kind": "image", "first_step": 20, "last_equal_step": 0, "n": 2, "n_different": 1}
-    assert leaf.measures == {**expected, "n_pixels": 24, "n_different_pixels": 1, "max_abs": 1}
+    expected |= {"n_pixels": 24, "n_different_pixels": 1, "max_abs": 1}
+    assert {key: leaf.measures[key] for key in expected} == expected
     assert leaf.summary == "differs first at step 20: 1 of 24 pixels; 1 of 2 records differ"
     assert first_divergent_curve(node) is None
+
+
+def test_images_within_limits(run: Make) -> None:
+    pixels = PIXELS.copy()
+    pixels[2, 3, 1] += 1
+    sides = run(TAGS), run(changed("Eval Images/img", 20, png(pixels)))
+    for numbers, verdict in (
+        ({"absolute": 1}, Verdict.WITHIN_TOLERANCE),
+        ({"pixels": 1 / 24}, Verdict.WITHIN_TOLERANCE),
+        ({"psnr": 40}, Verdict.WITHIN_TOLERANCE),
+        ({"absolute": 0.5}, Verdict.DIFFERENT),
+        ({"pixels": 0.04}, Verdict.DIFFERENT),
+        ({"psnr": 90}, Verdict.DIFFERENT),
+    ):
+        limit = Limit(pattern="Eval Images/*", **numbers)
+        leaf = children(compare(*sides, Policy(limits={"curves": (limit,)})))["Eval Images/img"]
+        assert leaf.verdict is verdict
+        assert f"the limits of {limit}" in leaf.summary
+
+
+def test_texts_have_no_limits(run: Make) -> None:
+    policy = Policy(limits={"curves": (Limit(pattern="*", absolute=1e9, pixels=0.9),)})
+    node = compare(run(TAGS), run(changed("notes/text_summary", 0, "not seeded")), policy)
+    assert children(node)["notes/text_summary"].verdict is Verdict.DIFFERENT
 
 
 def test_images_of_other_shape_or_kind_are_different(run: Make) -> None:

@@ -197,3 +197,29 @@ def test_infinite_psnr_where_only_zeros_have_other_signs() -> None:
     assert isinstance(found, PictureDifference)
     assert found.psnr == math.inf
     assert found.measures["severity"] == 0
+
+
+def test_flip_is_that_of_its_reference_package_on_request() -> None:
+    import flip_evaluator
+
+    a, b = differing(block, dtype="u1")
+    found = picture_difference(a, b, flip=True)
+    sides = [(side / 255).astype(np.float32) for side in (a, b)]
+    expected, mean, _ = flip_evaluator.evaluate(*sides, "LDR", applyMagma=False)
+    assert found.flip is not None
+    assert np.array_equal(found.flip, expected[..., 0])
+    assert found.measures["flip_mean"] == pytest.approx(mean)
+    assert f"FLIP {mean:.4f}" in picture_summary(found.measures)
+    swapped = picture_difference(b, a, flip=True)
+    assert swapped.measures["flip_mean"] == pytest.approx(mean)
+    assert picture_difference(a, b).flip is None
+    assert "flip_mean" not in picture_difference(a, b).measures
+
+
+@pytest.mark.parametrize("scale", [2.0, -1.0, np.nan])
+def test_flip_of_what_is_no_colour_is_not_available(scale: float) -> None:
+    a, b = differing(block, dtype="f4")
+    for sides in ((a[..., 0], b[..., 0]), (a * np.float32(scale), b)):
+        found = picture_difference(*sides, flip=True)
+        assert found.flip is None
+        assert found.measures["flip_unavailable"].startswith("it is defined for")

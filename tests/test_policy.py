@@ -158,3 +158,12 @@ def test_information_is_shown_and_does_not_decide_but_what_is_missing_does() -> 
     assert [node.verdict for _, node in found.walk()] == [Verdict.IGNORED, Verdict.IDENTICAL, Verdict.IGNORED]
     assert informational(group("trace", leaf("y"), leaf("z", Verdict.MISSING)), "why").verdict is Verdict.MISSING
     assert informational(leaf("x", Verdict.UNREADABLE), "why").verdict is Verdict.UNREADABLE
+
+
+def test_flip_without_its_package_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = dataclasses.replace(DIFF_POLICY, flip=True)
+    policy.check()
+    monkeypatch.setattr("f3rm_verify.policy.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r'FLIP needs a package .* pip install "f3rm-verify\[flip\]"'):
+        policy.check()
+    DIFF_POLICY.check()
