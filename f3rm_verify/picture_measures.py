@@ -340,9 +340,11 @@ def _colours(array: Array) -> Array | None:
         return None
     colours = array[..., :3]
     if array.dtype.kind == "u":
-        return (colours / np.float32(np.iinfo(array.dtype).max)).astype(np.float32)
-    inside = colours.min() >= 0 and colours.max() <= 1  # not where there is a NaN
-    return colours.astype(np.float32) if inside else None
+        return np.asarray(colours / np.float32(np.iinfo(array.dtype).max), np.float32)
+    if not (colours.min() >= 0 and colours.max() <= 1):  # also where there is a NaN
+        return None
+    floats: Array = colours.astype(np.float32)
+    return floats
 
 
 def _cosine(a: Array, b: Array) -> dict[str, Any]:
