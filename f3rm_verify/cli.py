@@ -415,6 +415,16 @@ def _write_log(file: Path, data: dict[str, Any]) -> None:
 
 
 @app.command()
+def annotations(result: Annotated[Path, typer.Argument(help="A file that --json wrote.")]) -> None:
+    """Print a result as annotations of GitHub Actions. Ends with 0 whatever the verdict was."""
+    from f3rm_verify.reporters.annotations import github_annotations
+    from f3rm_verify.reporters.json_report import read_json
+
+    for line in github_annotations(read_json(result)):
+        typer.echo(line)
+
+
+@app.command()
 def scene(directory: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
     """Write the built-in scene."""
     from f3rm_verify.scene import write_scene
