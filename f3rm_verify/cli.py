@@ -414,8 +414,8 @@ def _write_log(file: Path, data: dict[str, Any]) -> None:
         raise UsageError(f"--json {file} cannot be written ({error.strerror or error}); name another file.") from error
 
 
-@app.command()
-def annotations(result: Annotated[Path, typer.Argument(help="A file that --json wrote.")]) -> None:
+@app.command(name="annotations")
+def print_annotations(result: Annotated[Path, typer.Argument(help="A file that --json wrote.")]) -> None:
     """Print a result as annotations of GitHub Actions. Ends with 0 whatever the verdict was."""
     from f3rm_verify.reporters.annotations import github_annotations
     from f3rm_verify.reporters.json_report import read_json

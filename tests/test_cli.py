@@ -174,6 +174,8 @@ class TestUsage:
             (["diff", "file", "file"], "file"),
             (["diff", ".", "."], "run directory"),
             (["diff", "a", "b", "--only", "everything"], "--only"),
+            (["annotations", "absent"], "absent"),
+            (["annotations", "file"], "no result file"),
             (["baseline", "record"], "file"),
             (["baseline", "record", "file/b.json"], "file/b.json"),
             (["baseline", "record", "b.json", "--from", "absent"], "absent"),
