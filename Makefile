@@ -22,6 +22,7 @@ lint: $(READY)  ## style and types
 bench: $(READY)  ## measure this tool against its peers, in one sitting
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/run_wall_time.py
+	$(BIN)/python benchmarks/compare_renders.py
 	$(BIN)/python benchmarks/hash_grid.py
 	$(BIN)/f3rm-verify cost
 
