@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from f3rm_verify.run_dir import CHECKPOINTS, RunDir
 _ARTEFACT = "checkpoints"
 #: Longest text of a scalar in a summary or measure.
 _SHOWN = 80
+#: Values up to which tensors of other types are compared in double precision.
+_MAX_CONVERTED = 2**24
 #: How the names of the dtypes begin that limits are for; float8 has no distances.
 _FLOATS = ("float16", "float32", "float64", "bfloat16", "complex")
 
@@ -79,7 +82,35 @@ def _step(step: int, reference: Path | None, candidate: Path | None, policy: Pol
     def limit(*path: str) -> Limit | None:
         return policy.limit(_ARTEFACT, "/".join((name, *path)))
 
-    return _group(name, [_part(part, *leaves, limit) for part, leaves in _parts(*sides).items()])
+    parts = [_part(part, *leaves, limit) for part, leaves in _parts(*sides).items()]
+    return _group(name, _with_shared(parts, [_shared(side) for side in sides]))
+
+
+def _shared(leaves: Leaves) -> dict[str, list[str]]:
+    """By path the other tensors that are views of the same storage, as tied weights are."""
+    storages: dict[int, list[str]] = {}
+    for path, leaf in leaves.items():
+        if isinstance(leaf, Tensor) and leaf.storage is not None:
+            storages.setdefault(leaf.storage, []).append(path)
+    return {path: [other for other in paths if other != path] for paths in storages.values() for path in paths[:1000]}
+
+
+def _with_shared(parts: list[Difference], shared: list[dict[str, list[str]]]) -> list[Difference]:
+    """Says of a tensor that differs which others must differ with it."""
+
+    def note(part: Difference, leaf: Difference) -> Difference:
+        path = f"{part.name}/{leaf.name}"
+        others = sorted({other for side in shared for other in side.get(path, ())})
+        if leaf.verdict not in (Verdict.DIFFERENT, Verdict.WITHIN_TOLERANCE) or not others:
+            return leaf
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        summary = f"{leaf.summary}; shares its storage with {others[0]}{more}"
+        return dataclasses.replace(leaf, summary=summary, measures={**leaf.measures, "shares_storage": others[:5]})
+
+    return [
+        dataclasses.replace(part, children=tuple(note(part, leaf) for leaf in part.children)) if part.children else part
+        for part in parts
+    ]
 
 
 def _parts(
@@ -113,7 +144,8 @@ def _compare(name: str, reference: Leaves, candidate: Leaves, key: str, limit: L
 def _compare_tensors(name: str, reference: Tensor, candidate: Tensor, limit: Limit | None) -> Difference:
     kinds = [_kind(side) for side in (reference, candidate)]
     if kinds[0] != kinds[1]:
-        return _different(name, *kinds)
+        node = _different(name, *kinds)
+        return dataclasses.replace(node, summary=f"{node.summary}{_same_values(reference, candidate)}")
     if bit_equal(reference.array, candidate.array):
         return _leaf(name, Verdict.IDENTICAL, kinds[0], n=reference.array.size, n_different=0)
     dtype = reference.dtype.removeprefix("numpy.")
@@ -127,6 +159,19 @@ def _compare_tensors(name: str, reference: Tensor, candidate: Tensor, limit: Lim
         measures["crc_mismatch"] = " and ".join(stale)
         summary += f"; the file was changed after it was written: checksum mismatch in {measures['crc_mismatch']}"
     return _leaf(name, Verdict.DIFFERENT if stale else verdict, summary, **measures)
+
+
+def _same_values(reference: Tensor, candidate: Tensor) -> str:
+    """What is said of tensors of other shapes or types that hold the same values in the same order."""
+    a, b = reference.array, candidate.array
+    if a.size != b.size or a.size == 0:
+        return ""
+    if reference.dtype == candidate.dtype:
+        return "; the same values in the same order" if bit_equal(a.reshape(-1), b.reshape(-1)) else ""
+    if a.size > _MAX_CONVERTED or not {reference.dtype, candidate.dtype} <= {"float16", "float32", "float64"}:
+        return ""
+    equal = np.array_equal(a.reshape(-1).astype(np.float64), b.reshape(-1).astype(np.float64))
+    return "; the same values in another precision" if equal else ""
 
 
 def _compare_scalars(name: str, reference: Any, candidate: Any, limit: Limit | None) -> Difference:

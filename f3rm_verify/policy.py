@@ -31,6 +31,8 @@ IGNORED: Mapping[str, Mapping[str, str]] = {"curves": IGNORED_TAGS, "metrics": I
 LIMITED = ("curves", "metrics", "checkpoints", "renders")
 #: Where things can be ignored.
 IGNORABLE = ("setup", *LIMITED)
+#: What stands for the source of a policy that no file says.
+DEFAULT = "default: identical bit by bit"
 #: Why a trace that differs is no difference where limits are set.
 TRACE_WITH_LIMITS = "digests know only equal; the policy's limits decide over what came out"
 
@@ -119,7 +121,7 @@ class Policy:
         """Plain data for the result file."""
         return {
             "flip": self.flip,
-            "source": self.source or "default: identical bit by bit",
+            "source": self.source or DEFAULT,
             "required": None if self.required is None else list(self.required),
             "ignored": {artefact: dict(patterns) for artefact, patterns in self.ignored.items()},
             "limits": {

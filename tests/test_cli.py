@@ -364,6 +364,30 @@ class TestDiff:
         assert command("diff", reference, other).code == 1
         assert command("diff", reference, other, "--only", "seeding").code == 0
 
+    @pytest.mark.parametrize("named", [True, False])
+    def test_a_policy_decides_and_is_named(
+        self, tmp_path: Path, sides: tuple[Path, Path, Path], command: Any, monkeypatch: Any, named: bool
+    ) -> None:
+        reference, _, other = sides
+        folder = tmp_path if named else tmp_path / "work"
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir("/" if named else folder)
+        file = folder / "f3rm-verify.toml"
+        words = ["diff", reference, other, "--only", "curves", *(["--policy", file] if named else [])]
+        for text, code, verdict in (
+            ("[limits.curves]\n'*' = {absolute = 10}", 0, "WITHIN TOLERANCE"),
+            ("[limits.curves]\n'*' = {absolute = 1e-9}", 1, "DIVERGED"),
+            ("[limits.curves]\n'*' = {absolut = 1}", 2, ""),
+            ("required = []", 2, ""),
+        ):
+            file.write_text(text)
+            done = command(*words)
+            assert (done.code, verdict in done.output) == (code, True)
+            if code == 2:
+                assert "f3rm-verify.toml: " in done.sentence
+            else:
+                assert re.search(r"^policy +\S*f3rm-verify.toml$", done.output, re.MULTILINE)
+
     def test_an_unwritable_result_file(self, tmp_path: Path, sides: tuple[Path, Path, Path], command: Any) -> None:
         (tmp_path / "file").write_text("x")
         reference, equal, other = sides

@@ -343,3 +343,36 @@ def test_nothing_trained_is_unknown_without_moments(tmp_path: Path) -> None:
     broken = write(tmp_path / "broken", training())
     broken.checkpoints[999].write_bytes(b"")
     assert nothing_trained(broken) is None
+
+
+def test_tensors_that_share_a_storage_say_so_where_they_differ(tmp_path: Path) -> None:
+    def tied(value: float) -> dict[str, Any]:
+        weight = torch.full((4, 2), value)
+        state = {"encoder.weight": weight, "decoder.weight": weight.t(), "bias": torch.zeros(2)}
+        return {"step": 3, "pipeline": state}
+
+    tree = both(tmp_path, tied(1.0), tied(2.0))
+    found = not_identical(tree)
+    assert sorted(found) == ["pipeline/decoder.weight", "pipeline/encoder.weight"]
+    node = found["pipeline/decoder.weight"]
+    assert node.summary.endswith("; shares its storage with pipeline/encoder.weight")
+    assert node.measures["shares_storage"] == ["pipeline/encoder.weight"]
+    assert node.measures["ulp_histogram"] == {str(2**23): 8}
+
+
+def test_other_shapes_and_precisions_of_the_same_values_say_so(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(8.0), "b": torch.arange(8.0), "c": torch.arange(8.0), "d": torch.arange(8.0)}
+    others = {
+        "a": torch.arange(8.0).reshape(2, 4),
+        "b": torch.arange(8.0).double(),
+        "c": torch.arange(8.0).half() + 1,
+        "d": torch.arange(1.0, 9.0).reshape(2, 4),
+    }
+    tree = both(tmp_path, {"step": 1, "pipeline": tensors}, {"step": 1, "pipeline": others})
+    found = {path[-1]: node for path, node in tree.leaves() if node.verdict is Verdict.DIFFERENT}
+    assert {name: "same values" in node.summary for name, node in found.items()} == {
+        "a": True,
+        "b": True,
+        "c": False,
+        "d": False,
+    }

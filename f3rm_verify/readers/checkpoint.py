@@ -70,6 +70,11 @@ class Tensor:
         self.array.flags.writeable = False
 
     @property
+    def storage(self) -> int | None:
+        """Which of the file's storages it is a view of, as a number that means nothing else; None for a scalar."""
+        return None if self._record is None else id(self._record)
+
+    @property
     def crc_ok(self) -> bool:
         """Whether no checksum contradicts the bytes of the storage; reads all of it when first asked."""
         return self._record is None or self._record.crc_ok

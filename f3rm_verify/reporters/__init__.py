@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from f3rm_verify.difference import ARTEFACTS, CONDITIONS, Difference, FirstDivergence, Outcome, Result, Verdict
+from f3rm_verify.policy import DEFAULT
 
 #: What one leaf of an artefact is called.
 _NOUNS: Mapping[str, str] = {
@@ -94,11 +95,27 @@ def recorded_line(result: Result) -> str:
         plural = len(result.not_recorded) > 1 or result.not_recorded[0].endswith("s")
         names = ", ".join(f"no {prose(name)}" for name in result.not_recorded)
         left_out.append(f"{names} {'were' if plural else 'was'} recorded")
+    left_out.extend(_not_required(result))
     if result.policy.get("only"):
         left_out.append("nothing else was compared")
     if left_out and good:
         left_out.insert(0, f"{result.outcome.value.replace('_', ' ')} in {_and(good)}")
     return "; ".join(left_out)
+
+
+def policy_source(result: Result) -> str:
+    """The file that the policy was read from; "" where the command's own was used."""
+    source = result.policy.get("source")
+    return clean(source) if isinstance(source, str) and source != DEFAULT else ""
+
+
+def _not_required(result: Result) -> list[str]:
+    """What is not good and yet did not decide over a good verdict: it was not required."""
+    if result.outcome.exit_code != 0:
+        return []
+    good = (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE, Verdict.IGNORED)
+    names = [clean(child.name) for _, node in pairs_of(result) for child in node.children if child.verdict not in good]
+    return [f"{_and(list(dict.fromkeys(names)))} not identical, and not required by the policy"] if names else []
 
 
 def pairs_of(result: Result) -> list[tuple[str, Difference]]:

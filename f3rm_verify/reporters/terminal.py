@@ -284,6 +284,8 @@ def _ignored(page: _Page, result: Result) -> None:
 
 def _places(page: _Page, result: Result, output: Path | None) -> None:
     rows = words.run_lines(result)
+    if source := words.policy_source(result):
+        rows = [*rows, ("policy", source)]
     if output is not None:
         rows = [*rows, ("result", str(output))]
     if rows:

@@ -460,3 +460,26 @@ def test_what_was_not_asked_for_is_not_in_the_verdict() -> None:
     )
     assert words.recorded_line(only) == "reproducible in curves; nothing else was compared"
     assert words.recorded_line(dataclasses.replace(only, policy={})) == ""
+
+
+def test_what_is_not_identical_and_not_required_is_named_beside_the_verdict() -> None:
+    nodes = [
+        Difference(name="curves", artefact="curves", verdict=Verdict.IDENTICAL),
+        Difference(name="checkpoints", artefact="checkpoints", verdict=Verdict.DIFFERENT),
+    ]
+    result = Result(
+        tool={},
+        outcome=Outcome.REPRODUCIBLE,
+        reasons=(),
+        reference={},
+        candidate={},
+        pairs=1,
+        steps=3,
+        policy={"required": ["curves"], "source": "gate.toml"},
+        root=Difference.group(name="runs", artefact="runs", children=nodes),
+    )
+    assert words.recorded_line(result) == (
+        "reproducible in curves; checkpoints not identical, and not required by the policy"
+    )
+    assert words.policy_source(result) == "gate.toml"
+    assert words.policy_source(dataclasses.replace(result, policy={"source": "default: identical bit by bit"})) == ""
