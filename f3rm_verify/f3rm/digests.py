@@ -81,6 +81,11 @@ class Digester:
         elsewhere: list[torch.Tensor] = []
         for name, value in named:
             if isinstance(value, torch.Tensor):
+                plain = _in_place(value)
+                if plain is not None:
+                    state.update(self._head(name, value))
+                    state.update(plain)
+                    continue
                 for path, tensor in _strided(name, value):
                     state.update(self._head(path, tensor))
                     if tensor.device.type == "cpu":
@@ -196,6 +201,15 @@ class Fetched:
         for place in value.places:
             state.update(self._values[place].tobytes())
         return int(state.intdigest())
+
+
+def _in_place(tensor: torch.Tensor) -> Any:
+    """The memory of a tensor as it lies there, None where that is not just its values in their order on the CPU."""
+    try:
+        array: Any = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+    except (TypeError, RuntimeError):  # another device or layout, a dtype that NumPy lacks, a lazy conjugation
+        return None
+    return array if array.flags.c_contiguous else None
 
 
 def _bytes(tensor: torch.Tensor) -> Any:

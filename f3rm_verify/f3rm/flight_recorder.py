@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -75,7 +76,8 @@ class FlightRecorder:
         self._replace(data, "next_eval", self._next_eval("rays"))
         self._replace(data, "next_eval_image", self._next_eval("image"))
         for callback in getattr(trainer, "callbacks", ()):
-            self._replace(callback, "run_callback_at_location", self._callback)
+            around = self._callback(getattr(callback, "where_to_run", None))
+            self._replace(callback, "run_callback_at_location", around)
         for group, optimizer in self._optimizers():
             if hasattr(optimizer, "register_step_pre_hook"):
                 hook = functools.partial(self._before_optimizer, group)
@@ -95,7 +97,7 @@ class FlightRecorder:
         """Ends the trace; `complete` where the training came to its end, so that its last step is one."""
         self.detach()
         if complete:
-            self._end_frame()
+            self.end_step()
         self._write(wait=True)
         self._writer.close(self._not_recorded() if self._stepped else {}, complete=complete)
 
@@ -120,9 +122,9 @@ class FlightRecorder:
 
     def _train_iteration(self, original: Callable[..., Any], step: int, *others: Any, **keywords: Any) -> Any:
         if self._open is None or self._open.kind != STEP or self._open.step != step:
-            self._end_frame()
+            self.end_step()
             self._open = _Frame(STEP, step)
-            for name, state in self._generators.states().items():
+            for name, state in self._generators.seen.items():
                 self._open.add("rng", name, DIGEST, state)
         self._open.settled = False
         with self._phase("backward"):
@@ -183,12 +185,19 @@ class FlightRecorder:
 
         return around
 
-    def _callback(self, original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        location = keywords.get("location", arguments[1] if len(arguments) > 1 else None)
-        if getattr(location, "name", "") == "BEFORE_TRAIN_ITERATION":
-            self._settle()
-        with self._phase("callbacks"):
-            return original(*arguments, **keywords)
+    def _callback(self, where: Any) -> Callable[..., Any]:
+        """Around `run_callback_at_location` of a callback that runs at these locations."""
+
+        def around(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+            location = keywords.get("location", arguments[1] if len(arguments) > 1 else None)
+            if getattr(location, "name", "") == "BEFORE_TRAIN_ITERATION":
+                self._settle()
+            if where is not None and location not in where:
+                return original(*arguments, **keywords)
+            with self._phase("callbacks"):
+                return original(*arguments, **keywords)
+
+        return around
 
     def _in_phase(self, phase: str, *, after_step: bool) -> Callable[..., Any]:
         def around(original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
@@ -231,7 +240,8 @@ class FlightRecorder:
             self._add_state("params")
             self._add_schedule()
 
-    def _end_frame(self) -> None:
+    def end_step(self) -> None:
+        """Ends the step that is open, as the next one would."""
         if self._open is None:
             return
         self._settle()
@@ -265,14 +275,16 @@ class FlightRecorder:
 
     def _add_number(self, stage: str, subject: str, value: Any) -> None:
         """The exact bits of a number, where it is one."""
-        tensor = value if isinstance(value, torch.Tensor) else None
+        if self._open is None:
+            return
         if isinstance(value, float):
-            tensor = torch.tensor(value, dtype=torch.float64)
-        kind = "" if tensor is None else str(tensor.dtype).removeprefix("torch.")
-        if tensor is None or kind not in NUMBERS or tensor.numel() != 1 or tensor.layout != torch.strided:
+            self._open.add(stage, subject, "float64", struct.unpack("<Q", struct.pack("<d", value))[0])
+            return
+        kind = str(value.dtype).removeprefix("torch.") if isinstance(value, torch.Tensor) else ""
+        if kind in NUMBERS and value.numel() == 1 and value.layout == torch.strided:
+            self._open.add(stage, subject, kind, self._digester.number(value))
+        else:
             self._add(stage, subject, leaves(value))
-        elif self._open is not None:
-            self._open.add(stage, subject, kind, self._digester.number(tensor))
 
     def _add_gradients(self, group: str, optimizer: Any) -> None:
         self._add_tensors("grad", group, "", ((name, value.grad) for name, value in self._parameters(group, optimizer)))
@@ -285,17 +297,33 @@ class FlightRecorder:
             grouped |= {id(value) for _, value in parameters}
             self._add_tensors(stage, group, "", parameters)
             self._add_tensors(stage, group, " (optimizer)", self._optimizer_state(optimizer, parameters))
-        module = self._module()
-        if module is not None:
-            others = [(name, value) for name, value in module.named_parameters() if id(value) not in grouped]
-            self._add_tensors(stage, "other parameters", "", others)
-            self._add_tensors(stage, "buffers", "", module.named_buffers())
+        others, buffers = self._other_state(grouped)
+        self._add_tensors(stage, "other parameters", "", others)
+        self._add_tensors(stage, "buffers", "", buffers)
+
+    def _other_state(self, grouped: set[int]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+        """The parameters that no optimizer has, and the buffers; looked up anew, as a method may replace them."""
+        others: list[tuple[str, Any]] = []
+        buffers: list[tuple[str, Any]] = []
+        seen, top = set(grouped), self._module()
+        modules = [] if top is None else [("", top)]
+        while modules:  # torch's own iterators take five times as long, at every step
+            prefix, module = modules.pop()
+            for found, values in ((others, module._parameters), (buffers, module._buffers)):
+                for name, value in values.items():
+                    if value is not None and id(value) not in seen:
+                        seen.add(id(value))
+                        found.append((f"{prefix}{name}", value))
+            for name, child in module._modules.items():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    modules.append((f"{prefix}{name}.", child))
+        return others, buffers
 
     def _add_tensors(self, stage: str, group: str, suffix: str, named: Iterable[tuple[str, Any]]) -> None:
         """One record for the group, or with `--trace tensors` one for each tensor."""
         if not self._tensors:
-            each = ((name, item) for key, value in named for name, item in leaves(value, key))
-            self._add(stage, f"{group}{suffix}", each)
+            self._add(stage, f"{group}{suffix}", named)
             return
         for name, value in named:
             self._add(stage, f"{group}: {name}{suffix}", leaves(value))
@@ -334,7 +362,7 @@ class FlightRecorder:
         state = getattr(optimizer, "state", {})
         for name, value in parameters:
             # `get`: looking with [] would make an entry where there is none.
-            yield name, dict(state.get(value, {}))
+            yield from leaves(state.get(value, {}), name)
 
     def _not_recorded(self) -> dict[str, str]:
         """The stages of which no step has a record, and why."""

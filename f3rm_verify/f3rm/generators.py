@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import random
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,21 +14,20 @@ import torch
 import xxhash
 
 PYTHON, NUMPY, TORCH = "python", "numpy", "torch cpu"
-#: The size of MT19937's state in memory: 624 words and a position.
+#: The size of MT19937's state in memory: a position and 624 words.
 _MT19937_BYTES = 625 * 4
 
 
 class Generators:
-    """Watches every generator of the process."""
+    """Watches every generator of the process; `seen` are the states at the last look, by name.
+
+    The states are digests of 64 bits; those of CUDA devices in use are called `cuda:0` and so on.
+    """
 
     def __init__(self) -> None:
         self._python: tuple[Any, int] = (None, 0)
-        self._numpy: tuple[bytes | None, int] = (None, 0)
-        self._seen = self.states()
-
-    def states(self) -> dict[str, int]:
-        """A digest of 64 bits of the state of each generator, by name; as `cuda:0` those of CUDA devices in use."""
-        return self._look(numpy=_numpy_state())
+        self._numpy: tuple[Any, int] = (None, 0)
+        self.seen = self._look(all_of_numpy=True)
 
     def drawn(self, *, all_of_numpy: bool = False) -> dict[str, int]:
         """The new states of the generators that changed since this was asked last.
@@ -34,31 +35,50 @@ class Generators:
         Reading all of NumPy's state takes longer than everything else. Without `all_of_numpy`, the second of a pair of
         normal numbers, which NumPy drew with the first, is not noticed until somebody asks with it.
         """
-        states = self._look(numpy=_numpy_state() if all_of_numpy else self._numpy_state())
-        changed = {name: state for name, state in states.items() if self._seen.get(name) != state}
-        self._seen = states
-        return changed
+        before, self.seen = self.seen, self._look(all_of_numpy=all_of_numpy)
+        return {name: state for name, state in self.seen.items() if before.get(name) != state}
 
-    def _look(self, *, numpy: int) -> dict[str, int]:
-        self._numpy = _raw_numpy_state(), numpy
-        found = {PYTHON: self._python_state(), NUMPY: numpy, TORCH: _digest(torch.get_rng_state())}
+    def _look(self, *, all_of_numpy: bool) -> dict[str, int]:
+        raw = _raw_python_state()
+        if raw is None or raw != self._python[0]:
+            self._python = raw, _python_state()
+        raw = _raw_numpy_state()
+        if all_of_numpy or raw is None or raw != self._numpy[0]:
+            self._numpy = raw, _numpy_state()
+        found = {PYTHON: self._python[1], NUMPY: self._numpy[1], TORCH: _digest(torch.get_rng_state())}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             for device in range(torch.cuda.device_count()):
                 # Seed and offset, kept on the host: asking for them waits for no device.
                 found[f"cuda:{device}"] = _digest(torch.cuda.get_rng_state(device))
         return found
 
-    def _python_state(self) -> int:
-        state = random.getstate()
-        if state != self._python[0]:
-            _, words, gauss = state
-            content = struct.pack(f"<{len(words)}I", *words) + repr(gauss).encode()
-            self._python = state, xxhash.xxh3_64_intdigest(content)
-        return self._python[1]
 
-    def _numpy_state(self) -> int:
-        raw = _raw_numpy_state()
-        return _numpy_state() if raw is None or raw != self._numpy[0] else self._numpy[1]
+def _raw_python_state() -> Any:
+    """All of the state of Python's generator, as it lies in memory; None where that is not known.
+
+    `getstate` makes 625 numbers of it, which takes ten times as long.
+    """
+    generator = random.random.__self__  # type: ignore[attr-defined]
+    place = _place_of_python_state(id(generator))
+    if place is None:
+        return None
+    return ctypes.string_at(place, _MT19937_BYTES), generator.gauss_next
+
+
+@functools.lru_cache(maxsize=1)
+def _place_of_python_state(generator: int) -> int | None:
+    """Where CPython keeps position and words of a generator: behind the head of the object. None if not there."""
+    words = random.getstate()[1]
+    place = generator + object.__basicsize__
+    expected = struct.pack("=625I", words[-1], *words[:-1])
+    if sys.implementation.name != "cpython" or sys.getsizeof(random.random.__self__) < _MT19937_BYTES:  # type: ignore[attr-defined]
+        return None
+    return place if ctypes.string_at(place, _MT19937_BYTES) == expected else None
+
+
+def _python_state() -> int:
+    _, words, gauss = random.getstate()
+    return xxhash.xxh3_64_intdigest(struct.pack(f"<{len(words)}I", *words) + repr(gauss).encode())
 
 
 def _raw_numpy_state() -> bytes | None:
