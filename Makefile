@@ -24,6 +24,8 @@ bench: $(READY)  ## measure this tool against its peers, in one sitting
 	$(BIN)/python benchmarks/run_wall_time.py
 	$(BIN)/python benchmarks/compare_renders.py
 	$(BIN)/python benchmarks/hash_grid.py
+	$(BIN)/python benchmarks/recorder_overhead.py
+	$(BIN)/python benchmarks/recorder_races.py
 	$(BIN)/f3rm-verify cost
 
 $(READY): requirements/uv.txt requirements/train.txt pyproject.toml
