@@ -105,3 +105,24 @@ class TestGit:
     def test_no_git_is_no_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "")
         assert module._git() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "cpu", "flags"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 sse4_1 avx fma\nmodel name\t: B\n",
+            "A CPU",
+            "avx avx2 fma sse4_1",
+        ),
+        ("processor : 0\nFeatures : fp asimd sve2\n", None, "asimd sve2"),
+        ("processor : 0\n", None, ""),
+    ],
+)
+def test_the_instruction_sets_that_kernels_are_chosen_by(
+    torch: object, monkeypatch: pytest.MonkeyPatch, text: str, cpu: str | None, flags: str
+) -> None:
+    monkeypatch.setattr(module.Path, "read_text", lambda *_: text)
+    hardware = describe_environment()["hardware"]
+    assert hardware["cpu_flags"] == flags
+    assert hardware["cpu"] == cpu if cpu else hardware["cpu"]

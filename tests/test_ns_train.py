@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from f3rm_verify.ns_train import method_provider
+from f3rm_verify.ns_train import TrainingRequest, command, extra_arguments, method_provider
 
 EXPLODES = "raise SystemExit('a provider was imported')"
 
@@ -106,3 +106,14 @@ def test_or_lie_beside_it(site: Path, tmp_path: Path, head: str) -> None:
     python.chmod(0o755)
     (tmp_path / "elsewhere").symlink_to(program)
     assert method_provider(tmp_path / "elsewhere", "f3rm") == "theirs"
+
+
+def test_what_the_user_added_to_a_command_is_found_again(tmp_path: Path) -> None:
+    added = ("--a", "1", "--b=2", "--flag", "nerfstudio-data", "--downscale-factor", "2")
+    request = TrainingRequest(
+        seed=3, iters=5, data=tmp_path, method="m", output=tmp_path, ns_train=tmp_path / "ns-train", ns_train_args=added
+    )
+    words = command(request, side="candidate", seed=3)
+    assert extra_arguments(words) == added
+    assert extra_arguments([*words[:2], "--max_num_iterations=4", "--data=x", *added]) == added
+    assert extra_arguments([]) == ()
