@@ -25,7 +25,10 @@ _ENTROPY = frozenset(("urandom", "getrandom", "seed"))
 _NAMES = _CLOCKS | _ENTROPY
 #: Whose calls are not the training's: they time and log themselves.
 _LIBRARIES = frozenset(
-    ("f3rm_verify", "nerfstudio", "rich", "tensorboard", "torch", "torchmetrics", "tqdm", "tyro", "viser", "wandb")
+    (
+        *("f3rm_verify", "huggingface_hub", "nerfstudio", "rich", "tensorboard", "torch", "torchmetrics"),
+        *("torchvision", "tqdm", "transformers", "tyro", "viser", "wandb"),
+    )
 )
 #: What stands between a training and the entropy that it asks for.
 _PLUMBING = frozenset(("numpy", "torch"))
@@ -96,6 +99,8 @@ def _place(frame: FrameType, source: Source) -> str | None:
     at: FrameType | None = frame
     while at is not None:
         path, package = at.f_code.co_filename, str(at.f_globals.get("__name__", "")).partition(".")[0]
+        if package == "tempfile":
+            return None  # the name of a file
         standard = path.startswith((_STANDARD, "<")) and "site-packages" not in path
         if not standard and not (source == "entropy" and package in _PLUMBING):
             # NumPy's RandomState reads entropy also where it is given a seed, so it says nothing.

@@ -6,6 +6,7 @@ import datetime
 import random
 import secrets
 import sys
+import tempfile
 import time
 import types
 import uuid
@@ -40,6 +41,7 @@ SEEDED: list[Callable[[], object]] = [
     lambda: np.random.RandomState(3).rand(),
     lambda: time.strftime("%Y", time.gmtime(0)),
     lambda: [].copy(),
+    lambda: tempfile.TemporaryDirectory().cleanup(),
 ]
 
 
