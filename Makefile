@@ -27,6 +27,8 @@ bench: $(READY)  ## measure this tool against its peers, in one sitting
 	$(BIN)/python benchmarks/recorder_overhead.py
 	$(BIN)/python benchmarks/recorder_races.py
 	$(BIN)/f3rm-verify cost
+	$(BIN)/python benchmarks/fault_scores.py
+	$(BIN)/python benchmarks/clean_pairs.py
 
 $(READY): requirements/uv.txt requirements/train.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("f3rm-verify needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is %d.%d: call make PYTHON=python3.11" % v)'

@@ -25,8 +25,9 @@ class Evidence:
     in the same stage of the same step. `conditions` maps what differs in setup and seeding log to a sentence. `claims`
     holds what each side's seeding log observed, by claim. `phase` is the part of a step that left the generators in
     states that differ first (batch, forward, backward, optimizer, callbacks, evaluation, checkpoint, viewer, between
-    steps); `also_after` are those that did in the same step. `clock`, `entropy_of_setup` and `entropy_of_steps` are
-    places in the code that read a clock or the system's entropy. `operator`, `module` and `repeats` come from executing
+    steps); `also_after` are those that did in the same step. `clock` and `entropy_of_steps` are places in the code that
+    read a clock or the system's entropy while training, `outside_of_setup` those that read either while it was built,
+    None where nobody looked. `operator`, `module` and `repeats` come from executing
     the step again: `repeats` is whether one process that repeats it from one state gives one result, None where nobody
     tried.
     """
@@ -50,7 +51,7 @@ class Evidence:
     phase: str | None = None
     also_after: tuple[str, ...] = ()
     clock: tuple[str, ...] = ()
-    entropy_of_setup: tuple[str, ...] = ()
+    outside_of_setup: tuple[str, ...] | None = None
     entropy_of_steps: tuple[str, ...] = ()
     operator: str | None = None
     module: str | None = None
@@ -220,9 +221,9 @@ def _cache_sources(evidence: Evidence) -> str | None:
 
 
 def extraction_drew(evidence: Evidence) -> str | None:
-    """Features that only one side had to extract, and generators or initial values that differ."""
-    sources = _cache_sources(evidence)
-    return sources if _before_the_first_step(evidence) else None
+    """Features that only one side had to extract, and generators that differ when everything is built."""
+    states = evidence.conditions.get("generators at step 0")
+    return _cache_sources(evidence) if states and _before_the_first_step(evidence) else None
 
 
 def unseeded(evidence: Evidence) -> str | None:
@@ -245,18 +246,27 @@ def user_code_drew(evidence: Evidence) -> str | None:
     return _generators(evidence) if own else None
 
 
+def unfilled(evidence: Evidence) -> str | None:
+    """Initial values that differ, given by no generator and nothing outside, where fresh memory was not filled."""
+    outside = evidence.outside_of_setup
+    if outside is None or outside or not _values_besides_generators(evidence):
+        return None
+    unfilled = off(evidence) or any("as it was" in text for text in _observed(evidence, "uninitialised memory"))
+    return f"{_names(evidence)} differ before the first step, and fresh memory was not filled" if unfilled else None
+
+
 def own_randomness(evidence: Evidence) -> str | None:
-    """Initial values that differ although the generators were seeded and were left in the same state."""
-    if not (evidence.traced and evidence.stage == "init"):
+    """Initial values that differ although the generators were left in the same state."""
+    if not _values_besides_generators(evidence):
         return None
-    claim = "generators at step 0"
-    states = [side.get(claim) for side in evidence.claims]
-    if states[0] is None or states[0] != states[1]:
-        return None
-    where = (
-        f"; the system's entropy is read in {_listed(evidence.entropy_of_setup)}" if evidence.entropy_of_setup else ""
-    )
+    outside = evidence.outside_of_setup
+    where = f"; a clock or the system's entropy is read in {_listed(outside)}" if outside else ""
     return f"{_names(evidence)} differ before the first step, and every generator has the same state{where}"
+
+
+def _values_besides_generators(evidence: Evidence) -> bool:
+    states = [side.get("generators at step 0") for side in evidence.claims]
+    return evidence.traced and evidence.stage == "init" and states[0] is not None and states[0] == states[1]
 
 
 def entropy_in_steps(evidence: Evidence) -> str | None:

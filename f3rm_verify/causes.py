@@ -179,9 +179,18 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        name="unseeded generators",
+        needs="generator states or initial values differ before the first step, and the seeding log's claim about a "
+        "generator fails",
+        reason="A generator that does not follow the seed gives every run other numbers.",
+        remedy=_SEEDED,
+        strength=Strength.RECORDED,
+        find=find.unseeded,
+    ),
+    Rule(
         name="cold and warm feature cache",
-        needs="one side extracted its features and the other read them from a cache; first in the generators or the "
-        "initial values",
+        needs="one side extracted its features and the other read them from a cache, and the generator states at step "
+        "0 differ; first in these or in the initial values",
         reason="Extracting builds a network that draws from the generators before the model does.",
         remedy="Start both from equal caches: make them once beforehand, or delete them on both sides.",
         strength=Strength.RECORDED,
@@ -290,15 +299,6 @@ RULES: tuple[Rule, ...] = (
         find=find.drew_in("forward", "backward", "optimizer"),
     ),
     Rule(
-        name="unseeded generators",
-        needs="generator states or initial values differ before the first step, and the seeding log's claim about a "
-        "generator fails",
-        reason="A generator that does not follow the seed gives every run other numbers.",
-        remedy=_SEEDED,
-        strength=Strength.RECORDED,
-        find=find.unseeded,
-    ),
-    Rule(
         name="different generator states before the first step",
         needs="generator states at step 0 differ, though both sides have one seed",
         reason="Both were seeded alike, so something drew another number of values while model and data were built.",
@@ -334,14 +334,6 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
-        name="different conditions",
-        needs="anything else of setup or seeding log differs",
-        reason="What follows from different conditions says nothing about the training.",
-        remedy=_SAME,
-        strength=Strength.POSSIBLE,
-        find=lambda e: find.condition(e, "*"),
-    ),
-    Rule(
         name="hash-order dependence",
         needs="no fixed PYTHONHASHSEED, and first in the initial values or the losses, or in another stage that "
         "computes where no unordered additions were allowed",
@@ -352,10 +344,20 @@ RULES: tuple[Rule, ...] = (
         find=find.hash_order,
     ),
     Rule(
-        name="a module that ignores the seed",
-        needs="initial values differ, and the states of all generators at step 0 are equal and as seeded",
-        reason="Its values did not come from the seeded generators: it seeds itself, reads the clock or the system's "
-        "entropy, or uninitialised memory.",
+        name="uninitialised memory",
+        needs="initial values differ, the states of all generators at step 0 are equal, torch's filling of fresh "
+        "memory was off, and no code was seen to read a clock or entropy while the training was built",
+        reason="What neither the generators nor anything outside gave, lay in the memory before.",
+        remedy="Write into the tensor before it is read, or make it with torch.zeros; train with "
+        "--seed-deterministic-algorithms True, which has torch fill such memory.",
+        strength=Strength.LIKELY,
+        find=find.unfilled,
+    ),
+    Rule(
+        name="initial values that do not follow the seed",
+        needs="initial values differ, and the states of all generators at step 0 are equal",
+        reason="They did not come from the seeded generators: a module seeds itself, or reads the clock or the "
+        "system's entropy, or something wrote into it.",
         remedy="Initialise the module from torch's generator, or give it the seed.",
         strength=Strength.LIKELY,
         find=find.own_randomness,
@@ -461,6 +463,14 @@ RULES: tuple[Rule, ...] = (
         remedy="Evaluate at the same steps, on the same images; seed what the evaluation draws.",
         strength=Strength.POSSIBLE,
         find=find.evaluation,
+    ),
+    Rule(
+        name="different conditions",
+        needs="anything else of setup or seeding log differs",
+        reason="What follows from different conditions says nothing about the training.",
+        remedy=_SAME,
+        strength=Strength.POSSIBLE,
+        find=lambda e: find.condition(e, "*"),
     ),
 )
 

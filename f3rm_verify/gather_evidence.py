@@ -77,7 +77,7 @@ def gather(
         phase=after[2] if after else None,
         also_after=tuple(dict.fromkeys(_after(first, trace))),
         clock=tuple(_places(reads, "clock, while training")),
-        entropy_of_setup=tuple(_places(reads, "entropy, while building")),
+        outside_of_setup=_outside_of_setup(reads) if all("outside_reads" in s.manifest for s in sides) else None,
         entropy_of_steps=tuple(_places(reads, "entropy, while training")),
         operator=repetition.operator,
         module=repetition.module,
@@ -146,6 +146,10 @@ def _feature_source(side: Side) -> str | None:
 def _places(reads: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     """Places in the code that both sides have, or one; each once."""
     return list(dict.fromkeys(place for side in reads for place in _texts(_list(side.get(kind)))))[:_MOST]
+
+
+def _outside_of_setup(reads: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return (*_places(reads, "clock, while building"), *_places(reads, "entropy, while building"))
 
 
 def _texts(values: Sequence[Any]) -> list[str]:

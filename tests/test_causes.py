@@ -67,8 +67,8 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("stale feature cache", {**BATCH, "subject": "feature", **differs("data.features / digest")}, ("conditions",)),
     (
         "cold and warm feature cache",
-        {**INIT, "feature_sources": ("extracted", "cache"), **claims(**SAME)},
-        ("feature_sources", "traced"),
+        {**INIT, "feature_sources": ("extracted", "cache"), **differs("generators at step 0")},
+        ("feature_sources", "conditions", "traced", "stage"),
     ),
     ("different library versions or hardware", {**GRAD, **differs("environment.packages / torch")}, ("conditions",)),
     ("different thread counts", {**GRAD, **differs("environment.threads / intra_op")}, ("conditions",)),
@@ -113,7 +113,12 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("different conditions", {**RNG, "phase": "optimizer?", **differs("data.files / a.png")}, ("conditions",)),
     ("hash-order dependence", {**LOSS, **claims(**FREE)}, ("claims", "traced")),
     ("hash-order dependence", {**GRAD, **claims(**FREE)}, ("claims", "traced")),
-    ("a module that ignores the seed", {**INIT, **claims(**SAME)}, ("claims", "traced", "stage")),
+    ("initial values that do not follow the seed", {**INIT, **claims(**SAME)}, ("claims", "traced", "stage")),
+    (
+        "uninitialised memory",
+        {**INIT, "outside_of_setup": (), **claims(**SAME, **OFF)},
+        ("claims", "outside_of_setup", "traced", "stage"),
+    ),
     ("randomness that no seed reaches", {**LOSS, "entropy_of_steps": ("model.py:3 read",)}, ("entropy_of_steps",)),
     ("wall-clock dependence", {**LOSS, "clock": ("model.py:3 time",)}, ("clock", "traced", "stage")),
     ("wall-clock dependence", {**SCHEDULE, "subject": "learning rate x", "clock": ("m.py:3 time",)}, ("clock",)),
@@ -229,9 +234,23 @@ class TestNeighbours:
     def test_equal_features_from_a_cache_do_not_explain_gradients(self) -> None:
         assert diagnose(evidence({**GRAD, "feature_sources": ("extracted", "cache")})).rule == "unknown"
 
+    def test_a_cache_that_left_the_generators_alone_does_not_explain_values(self) -> None:
+        given = {**INIT, "feature_sources": ("extracted", "cache"), **claims(**SAME)}
+        assert diagnose(evidence(given)).rule == "initial values that do not follow the seed"
+
     def test_a_module_that_drew_more_is_not_one_that_ignores_the_seed(self) -> None:
         found = diagnose(evidence({**INIT, **differs("generators at step 0"), "claims": (SAME, {})}))
         assert found.rule == "different generator states before the first step"
+
+    def test_a_module_that_reads_entropy_is_not_uninitialised(self) -> None:
+        given = {**INIT, "outside_of_setup": ("model.py:3 (build)",), **claims(**SAME, **OFF)}
+        found = diagnose(evidence(given))
+        assert found.rule == "initial values that do not follow the seed"
+        assert "model.py:3 (build)" in found.cause
+
+    def test_filled_memory_is_not_uninitialised(self) -> None:
+        given = {**INIT, "outside_of_setup": (), **claims(**SAME, **{"uninitialised memory": "filled"})}
+        assert diagnose(evidence(given)).rule == "initial values that do not follow the seed"
 
     def test_a_clock_in_a_training_that_diverges_in_its_initial_values(self) -> None:
         assert diagnose(evidence({**INIT, "clock": ("model.py:3",)})).rule == "unknown"
