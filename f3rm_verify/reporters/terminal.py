@@ -179,7 +179,9 @@ def _verdict_lines(result: Result) -> list[str]:
 
 def _first_divergence(page: _Page, first: FirstDivergence) -> None:
     page.heading("First divergence")
+    equal = first.last_equal_step
     rows = [
+        ("equal", "" if equal is None else f"everything that was recorded, up to and with step {equal}"),
         ("step", "" if first.step is None else words.step_words(first).removeprefix("step ")),
         ("stage", words.prose(first.stage or "")),
         ("subject", words.clean(first.subject)),

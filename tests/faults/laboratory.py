@@ -213,7 +213,16 @@ def environment() -> dict[str, str]:
 def run_laboratory(folder: Path, *arguments: str, timeout: float = 900) -> Any:
     """Runs this file as a process, and reads what it prints."""
     command = [sys.executable, str(Path(__file__)), str(folder), *arguments]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        command,
+        env=environment(),
+        cwd=folder,  # not in a working tree that somebody may be changing
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
