@@ -166,15 +166,15 @@ def _generators(evidence: Evidence) -> str | None:
     """The generators that differ, and since when; None where something else came first."""
     if not evidence.traced or evidence.stage != "rng":
         return None
-    names = _names(evidence)
     if evidence.from_the_start and evidence.phase is None:
-        return f"the states of the generators differ before the first step ({names})"
-    after = f"after {evidence.phase} of" if evidence.phase else "before"
-    return f"the states of the generators ({names}) differ first {after} step {evidence.step}"
+        return f"generator states differ before the first step ({_names(evidence)})"
+    after = f"after {evidence.phase} in" if evidence.phase else "before"
+    return f"generator states differ first {after} step {evidence.step} ({_names(evidence)})"
 
 
 def _names(evidence: Evidence) -> str:
-    return ", ".join(dict.fromkeys((evidence.subject, *evidence.also)))
+    names = list(dict.fromkeys((evidence.subject, *evidence.also)))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def drew_in(*phases: str) -> Callable[[Evidence], str | None]:
@@ -252,7 +252,7 @@ def unfilled(evidence: Evidence) -> str | None:
     if outside is None or outside or not _values_besides_generators(evidence):
         return None
     unfilled = off(evidence) or any("as it was" in text for text in _observed(evidence, "uninitialised memory"))
-    return f"{_names(evidence)} differ before the first step, and fresh memory was not filled" if unfilled else None
+    return f"initial values differ ({_names(evidence)}), and fresh memory was not filled" if unfilled else None
 
 
 def own_randomness(evidence: Evidence) -> str | None:
@@ -261,7 +261,7 @@ def own_randomness(evidence: Evidence) -> str | None:
         return None
     outside = evidence.outside_of_setup
     where = f"; a clock or the system's entropy is read in {_listed(outside)}" if outside else ""
-    return f"{_names(evidence)} differ before the first step, and every generator has the same state{where}"
+    return f"initial values differ ({_names(evidence)}), and every generator is in the same state{where}"
 
 
 def _values_besides_generators(evidence: Evidence) -> bool:
@@ -367,7 +367,7 @@ def other_batch(evidence: Evidence) -> str | None:
     """A batch that differs, made with equal generators."""
     if not (evidence.traced and evidence.stage == "batch" and "rng" in evidence.proven):
         return None
-    return f"{_names(evidence)} differ in the batch of step {evidence.step}, and every generator had the same state"
+    return f"the batch of step {evidence.step} differs ({_names(evidence)}), and every generator was in the same state"
 
 
 def written_elsewhere(evidence: Evidence) -> str | None:

@@ -62,9 +62,10 @@ def after(owner: Any, name: str, change: Callable[..., object], *, step: int | N
     """Has `change` look at what a method of an instance gave, in one step or in all."""
     original = getattr(owner, name)
 
-    def patched(at: int, *others: Any, **keywords: Any) -> Any:
-        result = original(at, *others, **keywords)
-        if step is None or at == step:
+    def patched(*arguments: Any, **keywords: Any) -> Any:
+        result = original(*arguments, **keywords)
+        at = keywords["step"] if "step" in keywords else arguments[0]
+        if step in (None, at):
             change(result)
         return result
 
@@ -274,16 +275,18 @@ def stale_cache(folder: Path) -> None:
 
 
 def extraction_that_draws(patch: Patch) -> None:
-    """As upstream's does, which builds CLIP."""
-    from f3rm_verify.f3rm import features
+    """As upstream's does, which builds CLIP where there is no cache."""
+    from f3rm_verify.f3rm.datamanager import FeatureDataManager
 
-    original = features.write_cache
+    original = FeatureDataManager._load
 
-    def write_cache(*arguments: Any) -> None:
-        torch.nn.Linear(4, 4)
-        original(*arguments)
+    def load(self: Any) -> Any:
+        features = original(self)
+        if any(one.source == "extracted" for one in features):
+            torch.nn.Linear(4, 4)
+        return features
 
-    patch.setattr(features, "write_cache", write_cache)
+    patch.setattr(FeatureDataManager, "_load", load)
 
 
 def keep_cache(folder: Path) -> None:
@@ -397,6 +400,15 @@ def weight_changed(trainer: Any) -> None:
     nudge(next(trainer.pipeline.model.field.parameters()), (0, 0))
 
 
+def with_weight_decay(trainer: Any) -> None:
+    """A sum over a whole table, which torch splits over its threads."""
+
+    def add(result: Any) -> None:
+        result[1]["decay"] = 1e-6 * table_of(trainer)[1].square().sum()
+
+    after(trainer.pipeline, "get_train_loss_dict", add, step=None)
+
+
 def one_thread(patch: Patch) -> None:
     torch.set_num_threads(1)
 
@@ -502,7 +514,12 @@ FAULTS: tuple[Fault, ...] = (
         both=("--encoding", "stock"),
         arguments=("--seed-deterministic-algorithms", "False"),
     ),
-    _fault("another number of threads", None, "*", "*", "different thread counts", building=one_thread),
+    _fault(
+        "another number of threads",
+        *(0, "loss", "decay", "different thread counts"),
+        base_built=with_weight_decay,
+        building=one_thread,
+    ),
     _fault("a row that no ray visits", K, "params", "fields", _WRITTEN, built=unvisited_row),
     _fault("a moment of Adam", K, "params", "proposal_networks (optimizer)", _WRITTEN, built=moment_flipped),
     _fault("a buffer", K, "params", "buffers", _WRITTEN, built=buffer_changed),
