@@ -516,7 +516,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "another number of threads",
-        *(0, "loss", "decay", "different thread counts"),
+        *(None, "loss", "decay", "different thread counts"),
         base_built=with_weight_decay,
         building=one_thread,
     ),
