@@ -19,7 +19,7 @@ from f3rm_verify.difference import ARTEFACTS, CONDITIONS, Difference, FirstDiver
 from f3rm_verify.errors import UnreadableError, UsageError
 from f3rm_verify.first_divergence import down_to_worst, earliness, find_first_divergence
 from f3rm_verify.gather_evidence import Side
-from f3rm_verify.policy import LIMITED, TRACE_WITH_LIMITS, Policy, informational, without_ignored
+from f3rm_verify.policy import LIMITED, TRACE_WITH_LIMITS, Policy, informational, unused_patterns, without_ignored
 from f3rm_verify.recorded_run import DigestedRun, RecordedRun
 from f3rm_verify.run_dir import RunDir
 from f3rm_verify.run_facts import RunFacts, facts_of, is_one_run
@@ -93,7 +93,11 @@ def compare_runs(
         pairs=len(pairs),
         steps=facts.steps,
         not_recorded=tuple(name for name in ARTEFACTS if all(name in pair.not_recorded for pair in pairs)),
-        policy={**policy.to_dict(), "only": list(only)},
+        policy={
+            **policy.to_dict(),
+            "only": list(only),
+            "unused": unused_patterns(policy, (node for pair in pairs for node in pair.nodes.values())),
+        },
         first_divergence=worst.first_divergence,
         control=control_report,
         seeding={"reference": _seeding_entries(reference), "candidate": _seeding_entries(worst.candidate.run)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -200,6 +200,23 @@ def without_ignored(node: Difference, patterns: Mapping[str, str], path: str = "
     if tuple(children) == node.children:
         return node
     return Difference.group(name=node.name, artefact=node.artefact, children=children, measures=node.measures)
+
+
+def unused_patterns(policy: Policy, nodes: Iterable[Difference]) -> list[str]:
+    """What a policy's file says of these artefacts that matched nothing in them: "limits.curves: 'Train Los*'"."""
+    names: dict[str, set[str]] = {}
+    for artefact in nodes:
+        found = names.setdefault(artefact.name, set())
+        for path, node in artefact.walk():
+            found |= {node.name, "/".join(path[1:]), "/".join((*path[1:], ""))}
+    said = [(f"limits.{name}", name, limit.pattern) for name, limits in policy.limits.items() for limit in limits]
+    for name, patterns in policy.ignored.items():
+        said += [(f"ignore.{name}", name, key) for key in patterns if key not in IGNORED.get(name, {})]
+    return [
+        f"{where}: {pattern!r}"
+        for where, name, pattern in said
+        if name in names and not fnmatch.filter(names[name], pattern)
+    ]
 
 
 def informational(node: Difference, reason: str) -> Difference:

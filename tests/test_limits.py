@@ -224,3 +224,15 @@ def test_a_looser_limit_never_worsens_the_verdict(
     order = [Outcome.REPRODUCIBLE, Outcome.WITHIN_TOLERANCE, Outcome.DIVERGED]
     found = [compare(*runs, policy=limited(artefact, **{key: number})).outcome for number in (strict, loose)]
     assert order.index(found[1]) <= order.index(found[0])
+
+
+def test_patterns_that_match_nothing_are_named(tmp_path: Path) -> None:
+    policy = dataclasses.replace(
+        limited("curves", pattern="Train Los", relative=0.1),
+        ignored={**DIFF_POLICY.ignored, "renders": {"eval_0000/*": "a reason", "eval_9": "a reason"}},
+    )
+    runs = FakeRun().write(tmp_path / "a"), FakeRun().write(tmp_path / "b")
+    assert compare(*runs, policy=policy).policy["unused"] == ["limits.curves: 'Train Los'", "ignore.renders: 'eval_9'"]
+    for pattern in ("*/psnr", "images/eval_0000/psnr", "psnr"):
+        assert compare(*runs, policy=limited("metrics", pattern=pattern, absolute=1)).policy["unused"] == []
+    assert compare(*runs, policy=policy, only=["checkpoints"]).policy["unused"] == []

@@ -104,9 +104,12 @@ def recorded_line(result: Result) -> str:
 
 
 def policy_source(result: Result) -> str:
-    """The file that the policy was read from; "" where the command's own was used."""
-    source = result.policy.get("source")
-    return clean(source) if isinstance(source, str) and source != DEFAULT else ""
+    """The file that the policy was read from, and what in it matched nothing; "" where the command's own was used."""
+    source, unused = result.policy.get("source"), result.policy.get("unused")
+    if not isinstance(source, str) or source == DEFAULT:
+        return ""
+    note = f"  (matches nothing: {', '.join(map(prose, unused[:5]))})" if isinstance(unused, list) and unused else ""
+    return clean(source) + note
 
 
 def _not_required(result: Result) -> list[str]:
