@@ -457,3 +457,11 @@ def test_files_of_tensorboards_own_writer(tmp_path: Path) -> None:
     node = compare(RunDir(tmp_path / "a"), RunDir(tmp_path / "b"))
     assert verdicts(node) == {"x": "different"}
     assert first_divergent_curve(node) == (1, "x")
+
+
+def test_steps_that_only_one_side_wrote_again_are_named_as_such(run: Make) -> None:
+    once = [(step, float(step)) for step in range(4)]
+    sides = run({"Train Loss": [*once, (2, 2.0), (3, 3.0)]}), run({"Train Loss": once})
+    leaf = children(compare(*sides))["Train Loss"]
+    assert leaf.verdict is Verdict.MISSING
+    assert "steps that it wrote again after a restart" in leaf.summary
