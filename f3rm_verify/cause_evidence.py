@@ -290,7 +290,8 @@ def hash_order(evidence: Evidence) -> str | None:
     free = [text for text in _observed(evidence, "PYTHONHASHSEED") if text.startswith(("random", "another hash seed"))]
     races = _without_deterministic_kernels(evidence) and evidence.threads != 1
     reached = evidence.stage in ("init", "loss") or (evidence.stage in ARITHMETIC and not races)
-    if not (free and evidence.traced and reached) or evidence.repeats is False:
+    outside = evidence.outside_of_setup if evidence.stage == "init" else evidence.clock or evidence.entropy_of_steps
+    if not (free and evidence.traced and reached) or outside or evidence.repeats is False:
         return None
     return f"the hash seed was {free[0]}"
 

@@ -335,8 +335,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="hash-order dependence",
-        needs="no fixed PYTHONHASHSEED, and first in the initial values or the losses, or in another stage that "
-        "computes where no unordered additions were allowed",
+        needs="no fixed PYTHONHASHSEED; first in the initial values or the losses, or in another stage that computes "
+        "where no unordered additions were allowed; and no code was seen to read a clock or entropy there",
         reason="Without a fixed hash seed every process goes through sets of strings in another order.",
         remedy="Start with PYTHONHASHSEED in the environment, or through f3rm-verify run; sort sets before going "
         "through them.",
@@ -361,22 +361,6 @@ RULES: tuple[Rule, ...] = (
         remedy="Initialise the module from torch's generator, or give it the seed.",
         strength=Strength.LIKELY,
         find=find.own_randomness,
-    ),
-    Rule(
-        name="randomness that no seed reaches",
-        needs="code of the training reads the system's entropy while it trains; first within a step",
-        reason="The system's entropy is new in every process.",
-        remedy="Seed that generator from the configuration's seed.",
-        strength=Strength.LIKELY,
-        find=find.entropy_in_steps,
-    ),
-    Rule(
-        name="wall-clock dependence",
-        needs="code of the training, not of its libraries, reads a clock while it trains; first within a step",
-        reason="What is computed from the time differs from run to run.",
-        remedy="Compute it from the step instead.",
-        strength=Strength.LIKELY,
-        find=find.clock,
     ),
     Rule(
         name="a race between data workers",
@@ -414,6 +398,22 @@ RULES: tuple[Rule, ...] = (
         remedy=_SEEDED,
         strength=Strength.LIKELY,
         find=find.cpu_accumulation,
+    ),
+    Rule(
+        name="randomness that no seed reaches",
+        needs="code of the training reads the system's entropy while it trains; first within a step",
+        reason="The system's entropy is new in every process.",
+        remedy="Seed that generator from the configuration's seed.",
+        strength=Strength.LIKELY,
+        find=find.entropy_in_steps,
+    ),
+    Rule(
+        name="wall-clock dependence",
+        needs="code of the training, not of its libraries, reads a clock while it trains; first within a step",
+        reason="What is computed from the time differs from run to run.",
+        remedy="Compute it from the step instead.",
+        strength=Strength.LIKELY,
+        find=find.clock,
     ),
     Rule(
         name="kernels chosen by benchmark",

@@ -248,6 +248,20 @@ class TestNeighbours:
         assert found.rule == "initial values that do not follow the seed"
         assert "model.py:3 (build)" in found.cause
 
+    def test_a_module_that_reads_entropy_is_not_blamed_on_the_hash_seed(self) -> None:
+        given = {**INIT, "outside_of_setup": ("model.py:3 (build)",), **claims(**SAME, **FREE)}
+        assert diagnose(evidence(given)).rule == "initial values that do not follow the seed"
+
+    def test_a_loss_that_reads_the_clock_is_not_blamed_on_the_hash_seed(self) -> None:
+        given = {**LOSS, "clock": ("model.py:3 (loss)",), **claims(**FREE)}
+        assert diagnose(evidence(given)).rule == "wall-clock dependence"
+
+    def test_a_clock_that_is_read_for_a_log_does_not_hide_a_race(self) -> None:
+        given = {**GRAD, "clock": ("log.py:3 (tell)",), "device": "cpu", "threads": 2, **claims(**OFF)}
+        found = diagnose(evidence(given))
+        assert found.rule == "thread-order float accumulation on the CPU"
+        assert found.others == ("wall-clock dependence: a clock is read in log.py:3 (tell)",)
+
     def test_filled_memory_is_not_uninitialised(self) -> None:
         given = {**INIT, "outside_of_setup": (), **claims(**SAME, **{"uninitialised memory": "filled"})}
         assert diagnose(evidence(given)).rule == "initial values that do not follow the seed"
