@@ -494,3 +494,42 @@ class TestRecording:
             file = Path("tests/b.json")
             write_baseline(file, make_baseline(run, file, policy=RUN_POLICY, runs=2, data=data))
             assert read_baseline(file).request["data"] == expected
+
+
+def _leaves(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else None
+    return [path] if items is None else [leaf for key, value in items for leaf in _leaves(value, (*path, key))]
+
+
+def test_everything_that_is_recorded_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value of a baseline, changed on its own and the digest with it, ends the agreement or is refused."""
+    path = record(tmp_path, run_of_ranks(2)).path
+    run = run_of_ranks(2).write(tmp_path / "run")
+    document = json.loads(path.read_text())
+    monkeypatch.setattr("f3rm_verify.baseline._digest", lambda _: document["digest"])
+    parts = ("artefacts", "environment", "data", "request")
+    leaves = [leaf for leaf in _leaves(document) if leaf[0] in parts]
+    assert len(leaves) > 100
+    unseen = []
+    for leaf in leaves:
+        changed_document = json.loads(path.read_text())
+        container = changed_document
+        for key in leaf[:-1]:
+            container = container[key]
+        value = container[leaf[-1]]
+        container[leaf[-1]] = {str: f"{value}0", int: 1 if value == 0 else 0, bool: not value}.get(type(value), "0")
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps(changed_document))
+        try:
+            outcome = compare_with_baseline(read_baseline(other), run).outcome
+        except UsageError:
+            continue
+        if outcome is Outcome.REPRODUCIBLE:
+            unseen.append("/".join(map(str, leaf)))
+    # Where the data lies, and which number the state before the first step gets, are no evidence.
+    assert set(unseen) == {
+        "artefacts/trace/before/step",
+        "artefacts/ranks/1/trace/before/step",
+        "request/built_in_scene",
+        "request/data",
+    }
