@@ -58,11 +58,14 @@ def nothing_trained(run: RunDir) -> bool | None:
     except (UnreadableError, IndexError):
         return None
     moments = [
-        leaf.array
+        leaf
         for path, leaf in leaves.items()
         if path.startswith("optimizers/") and path.endswith(("/exp_avg", "/exp_avg_sq")) and isinstance(leaf, Tensor)
     ]
-    return not any(moment.any() for moment in moments) if moments else None
+    try:
+        return not any(moment.array.any() for moment in moments) if moments else None
+    except UnreadableError:
+        return None
 
 
 def _step(step: int, reference: Path | None, candidate: Path | None, policy: Policy) -> Difference:
@@ -82,7 +85,10 @@ def _step(step: int, reference: Path | None, candidate: Path | None, policy: Pol
     def limit(*path: str) -> Limit | None:
         return policy.limit(_ARTEFACT, "/".join((name, *path)))
 
-    parts = [_part(part, *leaves, limit) for part, leaves in _parts(*sides).items()]
+    try:
+        parts = [_part(part, *leaves, limit) for part, leaves in _parts(*sides).items()]
+    except UnreadableError as error:  # a file that changes while it is read
+        return _leaf(name, Verdict.UNREADABLE, str(error))
     return _group(name, _with_shared(parts, [_shared(side) for side in sides]))
 
 
@@ -92,7 +98,8 @@ def _shared(leaves: Leaves) -> dict[str, list[str]]:
     for path, leaf in leaves.items():
         if isinstance(leaf, Tensor) and leaf.storage is not None:
             storages.setdefault(leaf.storage, []).append(path)
-    return {path: [other for other in paths if other != path] for paths in storages.values() for path in paths[:1000]}
+    few = [paths[:1000] for paths in storages.values()]  # each names all others: a square of their number
+    return {path: [other for other in paths if other != path] for paths in few for path in paths}
 
 
 def _with_shared(parts: list[Difference], shared: list[dict[str, list[str]]]) -> list[Difference]:
@@ -146,12 +153,13 @@ def _compare_tensors(name: str, reference: Tensor, candidate: Tensor, limit: Lim
     if kinds[0] != kinds[1]:
         node = _different(name, *kinds)
         return dataclasses.replace(node, summary=f"{node.summary}{_same_values(reference, candidate)}")
-    if bit_equal(reference.array, candidate.array):
-        return _leaf(name, Verdict.IDENTICAL, kinds[0], n=reference.array.size, n_different=0)
+    ours, theirs = reference.array, candidate.array
+    if bit_equal(ours, theirs):
+        return _leaf(name, Verdict.IDENTICAL, kinds[0], n=ours.size, n_different=0)
     dtype = reference.dtype.removeprefix("numpy.")
     if not dtype.startswith(_FLOATS):
         limit = None
-    measures = float_difference(reference.array, candidate.array, dtype_name=dtype, limits=limit)
+    measures = float_difference(ours, theirs, dtype_name=dtype, limits=limit)
     verdict, note = judge(limit, outside=measures.get("n_outside", 0))
     summary = f"{difference_summary(measures)}{note}"
     stale = [side for side, tensor in (("reference", reference), ("candidate", candidate)) if not tensor.crc_ok]

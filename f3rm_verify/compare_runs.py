@@ -351,14 +351,18 @@ def _side(facts: RunFacts) -> Side:
 
 
 def _seeding_entries(run: RunDir) -> list[dict[str, str]]:
-    """The claims of the seeding log, as far as they are claims."""
+    """The claims of the seeding log, and those that fail on another rank."""
+    return [*_claims(run), *_failing_on_other_ranks(run)]
+
+
+def _claims(run: RunDir) -> list[dict[str, str]]:
+    """The claims of one rank's seeding log, as far as they are claims."""
     try:
         entries = (run.seeding or {}).get("entries")
     except UnreadableError:
         return []
     claims = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    texts = [{key: value for key, value in claim.items() if isinstance(value, str)} for claim in claims]
-    return [*texts, *_failing_on_other_ranks(run)]
+    return [{key: value for key, value in claim.items() if isinstance(value, str)} for claim in claims]
 
 
 def _failing_on_other_ranks(run: RunDir) -> Iterator[dict[str, str]]:
@@ -367,6 +371,6 @@ def _failing_on_other_ranks(run: RunDir) -> Iterator[dict[str, str]]:
     except UnreadableError:
         return  # the comparison says so
     for rank, directory in ranks.items():
-        for entry in _seeding_entries(directory):
+        for entry in _claims(directory):
             if entry.get("verdict") == "fails":
                 yield {**entry, "claim": f"rank {rank}: {entry.get('claim')}"}

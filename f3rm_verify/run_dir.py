@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from f3rm_verify.errors import UnreadableError, UsageError
+from f3rm_verify.readers.plain_file import read_plain
 
 if TYPE_CHECKING:
     from f3rm_verify.readers.events import Events
@@ -40,8 +41,11 @@ CHECKPOINTS = "nerfstudio_models"
 
 #: Of the manifest. What another version wrote can mean something else, so it is not read.
 EVIDENCE_VERSION = 1
-#: JSON of a run directory larger than this is refused: the largest we write is the manifest, some MiB.
-MAX_JSON_BYTES = 256 * 2**20
+#: JSON of a run directory larger than this is refused: the largest we write is the manifest, some MiB. Python takes
+#: 25 times as much for it.
+MAX_JSON_BYTES = 32 * 2**20
+#: How deep the folders of renders may lie in each other; ours are one deep.
+_MAX_FOLDERS = 16
 _EVENT_FILE = "events.out.tfevents."
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".exr"}
 _ARRAY_SUFFIXES = {".npy"}
@@ -84,8 +88,12 @@ class RunDir:
     def file(self, relative: str) -> Path | None:
         """The file of that name, None where there is none; UnreadableError where a link leads out of the directory."""
         path = self.path / relative
-        if not os.path.lexists(path):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:  # that it cannot be seen does not mean that it is not there
+            raise UnreadableError(f"{relative}: not readable ({error.strerror or error}).") from error
         root = self.path.resolve()
         try:
             resolved = path.resolve(strict=True)
@@ -101,13 +109,12 @@ class RunDir:
         if path is None:
             return _ABSENT
         try:
-            if not path.is_file():  # a pipe would make us wait for ever
-                raise UnreadableError(f"{relative}: not a plain file.")
-            size = path.stat().st_size
-            if size > MAX_JSON_BYTES:
-                raise UnreadableError(f"{relative}: {size} bytes are more than a {relative} can have.")
-            return json.loads(path.read_text("utf8"))
-        except (OSError, ValueError, RecursionError) as error:
+            text = read_plain(path, limit=MAX_JSON_BYTES).decode("utf8")
+            data = json.loads(text, object_pairs_hook=_without_repetition)
+            if "\\u" in text:  # an escape can name half of a character, which no report could write
+                json.dumps(data, ensure_ascii=False).encode("utf8")
+            return data
+        except (ValueError, RecursionError) as error:
             raise UnreadableError(f"{relative}: not readable as JSON ({error}).") from error
 
     def _json_object(self, relative: str) -> Mapping[str, Any] | None:
@@ -224,10 +231,12 @@ class RunDir:
 
     @cached_property
     def ranks(self) -> Mapping[int, RunDir]:
-        """The run directories of the ranks above 0, by rank."""
+        """The run directories of the ranks above 0, by rank; UnreadableError for links, which could lead back."""
         root = self.file(RANKS)
         if root is None:
             return {}
+        if any((root / name).is_symlink() for name in (".", *_names(root))):
+            raise UnreadableError(f"{RANKS}: holds a link.")
         names = [name for name in _names(root) if re.fullmatch(r"[1-9]\d{0,5}", name)]
         return {int(name): RunDir(path) for name in sorted(names, key=int) if (path := self.file(f"{RANKS}/{name}"))}
 
@@ -264,6 +273,14 @@ class RunDir:
 _ABSENT: Any = object()
 
 
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which may not name a value twice: which of them was meant?"""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        raise ValueError("it has one key twice")
+    return data
+
+
 def _is_there(look: Callable[[], object]) -> bool:
     try:
         return bool(look())
@@ -293,6 +310,8 @@ def _walk_files(root: Path, name: str) -> Iterator[Path]:
     if root.is_symlink() or not root.is_dir():
         raise UnreadableError(f"{name}: not a folder, or a link.")
     for folder, folders, files in os.walk(root, onerror=stop):
+        if len(Path(folder).parts) - len(root.parts) > _MAX_FOLDERS:
+            raise UnreadableError(f"{name}: folders lie more than {_MAX_FOLDERS} deep in each other.")
         for path in (Path(folder, item) for item in folders):
             if path.is_symlink():
                 raise UnreadableError(f"{name}/{path.relative_to(root)}: a link to a folder.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,8 +112,15 @@ def _inodes(run: RunDir) -> set[tuple[int, int]]:
         lambda: run.renders.values(),
     )
     found = [path for look in evidence for path in _or_none(look) or ()]
-    statuses = [path.stat() for path in found if path.is_file()]
-    return {(status.st_dev, status.st_ino) for status in statuses}
+    return set(_stated(found))
+
+
+def _stated(paths: Iterable[Path]) -> Iterator[tuple[int, int]]:
+    for path in paths:
+        with suppress(OSError):  # gone, or not ours to look at: the comparators report that
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                yield status.st_dev, status.st_ino
 
 
 def _completion(run: RunDir, config: Mapping[str, Any]) -> tuple[int | None, str | None]:

@@ -276,7 +276,7 @@ def write_events(path: Path, scalars: Mapping[str, Mapping[int, float]], *, star
     events = [event_pb2.Event(file_version="brain.Event:2").SerializeToString(), *(_event(*row) for row in rows)]
     with path.open("wb") as stream:
         for index, event in enumerate(events):
-            stream.write(_record(struct.pack("<Bd", 9, start + index / 64) + event))
+            stream.write(record(struct.pack("<Bd", 9, start + index / 64) + event))
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -286,7 +286,7 @@ def _event(step: int, tag: str, value: float) -> bytes:
     return bytes(event_pb2.Event(step=step, summary=summary).SerializeToString())
 
 
-def _record(data: bytes) -> bytes:
+def record(data: bytes) -> bytes:
     """What TensorBoard's RecordWriter writes, whose checksums in Python take most of the time of these tests."""
     length = struct.pack("<Q", len(data))
     return length + _checksum(length) + data + _checksum(data)

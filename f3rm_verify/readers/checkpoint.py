@@ -1,7 +1,7 @@
 """Reads torch checkpoints as plain data, without torch and without executing anything.
 
 `torch.save` writes a zip: `PREFIX/data.pkl`, a pickle of the structure, and `PREFIX/data/KEY` per storage, stored
-uncompressed. The pickle is interpreted by `plain_pickle`; the storages are memory-mapped.
+uncompressed. The pickle is interpreted by `plain_pickle`; storages are read when a tensor is looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,19 @@ _DAMAGES = (
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A tensor or NumPy scalar. Where NumPy lacks the dtype (bfloat16, float8), `array` holds its bits as integers.
-
-    `array` is read-only and may be a strided or repeated view of a memory-mapped file.
-    """
+    """A tensor or NumPy scalar. Where NumPy lacks the dtype (bfloat16, float8), `array` holds its bits as integers."""
 
     dtype: str
     shape: tuple[int, ...]
-    array: Array
+    _read: Callable[[], Array] = field(repr=False)
     _record: Record | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        self.array.flags.writeable = False
+    @property
+    def array(self) -> Array:
+        """Read-only, maybe strided or repeated, and read from the file each time; UnreadableError where that fails."""
+        array = self._read()
+        array.flags.writeable = False
+        return array
 
     @property
     def storage(self) -> int | None:
@@ -119,7 +120,7 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`; raises UnreadableError, naming file and reason, for anything but a sound one.
 
-    The tensors are views of the mapped file, which stays open until the last of them is gone. Attributes of containers
+    The file stays open until the last of its tensors is gone. Attributes of containers
     and tensors (`_metadata` of a state dict, `requires_grad`, hooks) are no values and are left out. A storage that
     does not match its checksum is read all the same, so that it can be compared: see `Tensor.crc_ok`.
     """
@@ -193,7 +194,7 @@ class _Tensors:
 
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
-        self.bytes_left = FREE_LOGICAL_BYTES + LOGICAL_BYTES_PER_BYTE * archive.bytes.size
+        self.bytes_left = FREE_LOGICAL_BYTES + LOGICAL_BYTES_PER_BYTE * archive.file.size
 
     def constructors(self) -> Constructors:
         """Everything that a checkpoint may name; None where it is never called."""
@@ -235,8 +236,8 @@ class _Tensors:
         if tag != "storage" or checked(kind, Global).name not in _STORAGES:
             raise Refused("damaged: its data.pkl refers to something that is no storage")
         storage = _Storage(self.archive.read(f"data/{checked(key, str)}"), _STORAGES[kind.name])
-        if checked(count, int) * _DTYPES[storage.dtype].itemsize != storage.record.data.size:
-            raise Refused(f"damaged: storage {key[:20]!a} has {storage.record.data.size:,} bytes, not {count:,} values")
+        if checked(count, int) * _DTYPES[storage.dtype].itemsize != storage.record.size:
+            raise Refused(f"damaged: storage {key[:20]!a} has {storage.record.size:,} bytes, not {count:,} values")
         return storage
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | None = None) -> Tensor:
@@ -249,13 +250,17 @@ class _Tensors:
             raise Refused("its tensors claim to hold far more than the file does")
         end = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if 0 in shape:
-            array = np.empty(shape, _DTYPES[name])
-        elif end * size > storage.record.data.size:
+            empty = np.empty(shape, _DTYPES[name])
+            return Tensor(name, tuple(shape), lambda: empty, storage.record)
+        if end * size > storage.record.size:
             raise Refused("damaged: a tensor reaches outside of its storage")
-        else:
-            steps = [stride * size for stride in strides]
-            array = np.ndarray(shape, _DTYPES[name], storage.record.data.data, offset * size, steps)
-        return Tensor(name, tuple(shape), array, storage.record)
+        steps = [stride * size for stride in strides]
+
+        def read() -> Array:
+            data = storage.record.read(offset * size, (end - offset) * size)
+            return np.ndarray(shape, _DTYPES[name], data, 0, steps)
+
+        return Tensor(name, tuple(shape), read, storage.record)
 
     def tensor_v2(self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
         """The same; `rest` is requires_grad, hooks, and where the values are lazily conjugated or negated, that."""
@@ -314,7 +319,7 @@ def _numpy_scalar(dtype: Any, data: Any) -> Tensor:
     native = np.frombuffer(checked(data, bytes), kind, count=1).astype(kind.newbyteorder("=")).reshape(())
     if len(data) != kind.itemsize:
         raise Refused("damaged: a NumPy scalar of another size than its dtype")
-    return Tensor(f"numpy.{kind.name}", (), native)
+    return Tensor(f"numpy.{kind.name}", (), lambda: native)
 
 
 def _walk(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:

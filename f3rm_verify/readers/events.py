@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from f3rm_verify.errors import UnreadableError
+from f3rm_verify.readers.plain_file import open_plain
 
 #: One record that is not a scalar: its step, its kind (image, text, tensor, histogram or audio), its payload.
 Blob = tuple[int, str, bytes]
@@ -23,6 +25,14 @@ _HEADER = struct.Struct("<QI")  # length of the data, masked crc32c of the lengt
 _FOOTER = struct.Struct("<I")  # masked crc32c of the data
 _DOUBLE = struct.Struct("<d")
 _FLOAT = struct.Struct("<f")
+
+#: Far above what a training logs. protobuf for Python takes 30 bytes for one of a number, and 1000 for a message.
+MAX_TAGS = 20_000
+MAX_RECORD_BYTES = 32 * 2**20
+MAX_FIELDS = 100_000
+#: Numbers of the fields that hold the messages of an event, level by level: Event.summary; Summary.value; Value.tensor
+#: and metadata; TensorProto.tensor_shape, resource_handle_val and variant_val; and what repeats in these.
+_MESSAGES = (frozenset({5}), frozenset({1}), frozenset({8, 9}), frozenset({1, 2, 14, 15}), frozenset({2, 3, 6}))
 
 _DT_FLOAT, _DT_DOUBLE, _DT_STRING = 1, 2, 7
 
@@ -93,12 +103,12 @@ class _Collected:
 
 
 def _read_file(path: Path, into: _Collected) -> None:
-    if not path.is_file():
-        raise UnreadableError(f"{path.name}: not a regular file.")
     wall_times: list[bytes] = []
     into.first_wall_times.append(wall_times)
-    with path.open("rb") as stream:
-        for number, data in enumerate(_records(stream, path.name, path.stat().st_size), start=1):
+    with open_plain(path) as stream:
+        for number, data in enumerate(_records(stream, path.name, os.fstat(stream.fileno()).st_size), start=1):
+            if len(into.scalars) + len(into.blobs) > MAX_TAGS:
+                raise UnreadableError(f"{path.name}: more than {MAX_TAGS} tags; what follows them was not read.")
             scalar = decode_scalar(data)
             if scalar is not None:
                 into.add_scalar(*scalar)
@@ -123,6 +133,11 @@ def _records(stream: BinaryIO, name: str, size: int) -> Iterator[bytes]:
             raise UnreadableError(
                 f"{name}: ends in the middle of record {number + 1}, as a killed run leaves it; "
                 f"the {number} before it were read."
+            )
+        if length > MAX_RECORD_BYTES:
+            raise UnreadableError(
+                f"{name}: record {number + 1} has {length} bytes, more than {MAX_RECORD_BYTES}; "
+                f"the {number} before it were read and nothing after it."
             )
         data = read(length)
         footer = read(4)
@@ -195,6 +210,8 @@ def _add_event(data: bytes, into: _Collected, where: str) -> bytes:
     from tensorboard.compat.proto import event_pb2
 
     try:
+        if _count_fields(data, 0) > MAX_FIELDS:
+            raise UnreadableError(f"{where} has more than {MAX_FIELDS} fields; nothing after it was read.")
         event = event_pb2.Event.FromString(data)
     except (DecodeError, ValueError, LookupError, TypeError, RecursionError, struct.error) as error:
         raise UnreadableError(f"{where} is no TensorBoard event ({error}); nothing after it was read.") from error
@@ -206,6 +223,39 @@ def _add_event(data: bytes, into: _Collected, where: str) -> bytes:
         elif value.WhichOneof("value") is not None:
             into.blobs.setdefault(value.tag, []).append((event.step, *_blob(value)))
     return wall_time
+
+
+def _count_fields(data: bytes, level: int) -> int:
+    """Fields of a message and of those in it, as far as they are well-formed, and no further than the limit."""
+    at = count = 0
+    while at < len(data) and count <= MAX_FIELDS:
+        count += 1
+        key, at = _read_varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            _, at = _read_varint(data, at)
+        elif kind == 2:
+            length, at = _read_varint(data, at)
+            if level < len(_MESSAGES) and key >> 3 in _MESSAGES[level]:
+                count += _count_fields(data[at : at + length], level + 1)
+            at += length
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            break
+    return count
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at `at` and where the next one begins; protobuf refuses what is longer than ten bytes."""
+    number = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            break
+    return number, at
 
 
 def _scalar_bits(value: Any) -> bytes | None:

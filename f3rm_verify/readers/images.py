@@ -1,7 +1,7 @@
-"""Reads rendered images (PNG, JPEG, EXR) and arrays (.npy) at full bit depth, refusing what is broken or far too large.
+"""Reads rendered images (PNG, JPEG, EXR) and arrays (.npy) at full bit depth, refusing what is broken or too large.
 
-Files are read whole and never memory-mapped: a mapped file that somebody truncates kills the process. Nothing in a
-file is evaluated; the header of an array has to match the one form that NumPy writes.
+Files are read whole. Nothing in a file is evaluated; the header of an array has to match the one form that NumPy
+writes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from f3rm_verify.errors import UnreadableError
+from f3rm_verify.readers.plain_file import read_plain
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 Array = npt.NDArray[Any]
 
-#: More pixels than any evaluation image has; 64 Mpx of 16-bit RGBA are 512 MiB.
-MAX_PIXELS = 64 * 2**20
+#: As many pixels as 8K has, more than any evaluation image; 32 Mpx of 16-bit RGBA are 256 MiB.
+MAX_PIXELS = 32 * 2**20
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_ARRAY_BYTES = 2**30
 
@@ -65,19 +65,7 @@ def read_array(path: Path) -> Array:
 def read_file(path: Path) -> bytes:
     """The bytes of an image or array file; UnreadableError where it is no plain file or larger than its kind can be."""
     limit = MAX_ARRAY_BYTES if path.suffix.lower() == ".npy" else MAX_IMAGE_BYTES
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableError(f"{path.name}: not a plain file.")
-        if status.st_size > limit:
-            raise UnreadableError(f"{path.name}: {status.st_size} bytes are more than the {limit} that are read.")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise UnreadableError(f"{path.name}: not readable ({error.strerror or error}).") from error
-    if len(data) > limit:
-        raise UnreadableError(f"{path.name}: it grew beyond {limit} bytes while it was read.")
-    return data
+    return read_plain(path, limit=limit)
 
 
 def expected_bytes(data: bytes) -> int:
@@ -201,7 +189,13 @@ def _open_png(data: bytes, name: str) -> _Png:
         raise UnreadableError(f"{name}: an animation, and not one picture.")
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", found[b"IHDR"][0])
     _check_size(width, height, name)
-    if colour not in _PNG_CHANNELS or interlaced > 1 or any(len(found.get(kind, ())) > 1 for kind in _PNG_SINGLE):
+    palette_lacks = colour == 3 and b"PLTE" not in found  # Pillow would take shades of grey
+    if (
+        colour not in _PNG_CHANNELS
+        or interlaced > 1
+        or palette_lacks
+        or any(len(found.get(kind, ())) > 1 for kind in _PNG_SINGLE)
+    ):
         raise UnreadableError(f"{name}: the PNG contradicts itself in its header.")
     expected = _png_samples(width, height, depth * _PNG_CHANNELS[colour], bool(interlaced))
     inflate = zlib.decompressobj()

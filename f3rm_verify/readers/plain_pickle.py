@@ -16,6 +16,10 @@ Constructors = Mapping[str, Callable[..., Any] | None]
 
 #: Longer integers are no counter of a training, and Python refuses to print those above 4300 digits.
 _MAX_INTEGER_BITS = 128
+#: Values of an empty list take 60 times its byte in the pickle.
+_MAX_OPERATIONS = 2**21
+#: Longer integers can be chosen so that many have one hash, and a dict of them takes the square of their number.
+_MAX_KEY_BITS = 64
 _KEYS = (str, int, float, bool, bytes, type(None))
 
 
@@ -66,7 +70,9 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count > _MAX_OPERATIONS:
+                raise Refused(f"its data.pkl takes more than {_MAX_OPERATIONS:,} operations")
             operate = getattr(self, f"_op_{opcode.name.lower()}", None)
             if operate is None:
                 raise Refused(f"its data.pkl uses {opcode.name}, which plain data never need")
@@ -167,7 +173,7 @@ class _Machine:
     def _set(self, items: list[Any]) -> None:
         target = checked(self.stack[-1], dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[checked(key, *_KEYS)] = value
+            target[_plain_key(key)] = value
 
     def _op_binput(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
@@ -210,4 +216,11 @@ class _Machine:
 
 def plain_set(items: list[Any]) -> set[Any]:
     """A set of these plain scalars."""
-    return {checked(item, *_KEYS) for item in items}
+    return {_plain_key(item) for item in items}
+
+
+def _plain_key(key: Any) -> Any:
+    """`key`, which must be a plain scalar."""
+    if type(key) is int and key.bit_length() > _MAX_KEY_BITS:
+        raise Refused(f"it has a key of {key.bit_length()} bits")
+    return checked(key, *_KEYS)

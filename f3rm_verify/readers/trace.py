@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
-import stat
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from f3rm_verify.difference import STAGES
 from f3rm_verify.errors import UnreadableError
+from f3rm_verify.readers.plain_file import open_plain
 from f3rm_verify.trace_format import (
     BEFORE_TRAINING,
     CHECKSUM,
@@ -119,30 +119,23 @@ class _Frames:
     def read(self, path: Path) -> str | None:
         """Reads frame by frame; returns why it stopped before the end, None where it did not."""
         try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # a pipe would make us wait for ever
-                raise UnreadableError(f"{_RECORDS_NAME}: not a plain file.")
-            if status.st_size > MAX_BYTES:
-                raise UnreadableError(f"{_RECORDS_NAME}: {status.st_size} bytes are more than a trace can have.")
-            if status.st_size == 0:
-                return None
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return self._read(data)
+            with open_plain(path, limit=MAX_BYTES) as stream:
+                return self._read(stream, os.fstat(stream.fileno()).st_size)
         except (OSError, ValueError) as error:
             raise UnreadableError(f"{_RECORDS_NAME}: not readable ({error}).") from error
 
-    def _read(self, data: mmap.mmap) -> str | None:
-        at, size = 0, len(data)
+    def _read(self, stream: BinaryIO, size: int) -> str | None:
+        at = 0
         while at < size:
-            start = at + CHECKSUM.size
-            if start + HEAD.size > size:
+            head = stream.read(CHECKSUM.size + HEAD.size)
+            if len(head) < CHECKSUM.size + HEAD.size:
                 return self._ends_inside()
-            kind, count, step = HEAD.unpack_from(data, start)
-            end = start + HEAD.size + count * RECORD_BYTES
+            kind, count, step = HEAD.unpack_from(head, CHECKSUM.size)
+            end = at + len(head) + count * RECORD_BYTES
             if end > size:
                 return self._ends_inside()
-            body = data[start:end]
-            if zlib.crc32(body) != CHECKSUM.unpack_from(data, at)[0]:
+            body = head[CHECKSUM.size :] + stream.read(count * RECORD_BYTES)
+            if zlib.crc32(body) != CHECKSUM.unpack_from(head)[0]:
                 return f"{_RECORDS_NAME}: damaged at byte {at}; {self._so_far} before it were read, nothing after it."
             fault = self._fault(kind, step, body[HEAD.size : HEAD.size + 2 * count])
             if fault is not None:

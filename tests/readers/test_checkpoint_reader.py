@@ -475,8 +475,8 @@ def test_other_files_are_refused_with_their_reason(path: Path, tmp_path: Path) -
         zipped.writestr("archive/data.pkl", b"\x80\x02}.")
         zipped.writestr("archive/data.pkl", b"\x80\x02}.")
     refused(path, "one name")
-    refused(tmp_path, "no regular file")
-    refused(tmp_path / "none.ckpt", "no regular file")
+    refused(tmp_path, "not a regular file")
+    refused(tmp_path / "none.ckpt", "No such file")
     save(path, torch.ones(2))
     refused(path, "no dict")
     save(path, {"a": torch.ones(3).to_sparse()})
@@ -486,7 +486,7 @@ def test_other_files_are_refused_with_their_reason(path: Path, tmp_path: Path) -
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_pipe_is_refused_without_waiting(path: Path) -> None:
     os.mkfifo(path)
-    refused(path, "no regular file")
+    refused(path, "not a regular file")
 
 
 def test_truncated_files_are_refused(path: Path) -> None:

@@ -133,7 +133,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "1:" * 400 + "1.5", "not readable as YAML"),
         ("a: \x00", "not readable as YAML"),
         (b"a: \xff\xfe", "not UTF-8 text (invalid start byte at byte 3)"),
-        ("x" * (MAX_BYTES + 1), f"more than {MAX_BYTES} bytes"),
+        ("x" * (MAX_BYTES + 1), f"more than the {MAX_BYTES} that are read"),
         ("[" + "x," * 50_001 + "]", "more than 50000 values"),
     ],
     ids=lambda value: repr(value)[:30],
@@ -151,8 +151,8 @@ def test_what_is_no_config(tmp_path: Path, text: str | bytes, reason: str | None
 
 
 def test_a_directory_or_nothing_is_no_config(tmp_path: Path) -> None:
-    for name in ("", "absent.yml"):
-        with pytest.raises(UnreadableError, match="not a regular file"):
+    for name, why in (("", "not a regular file"), ("absent.yml", "No such file")):
+        with pytest.raises(UnreadableError, match=why):
             read_config(tmp_path / name)
 
 

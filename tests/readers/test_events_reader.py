@@ -272,7 +272,7 @@ def test_one_bad_file_does_not_hide_the_others(tmp_path: Path) -> None:
     assert plain(events) == {"loss": [(1, 0.5)]}
     assert events.problems == {
         "events.1": "events.1: not a regular file.",
-        "events.3": "events.3: not a regular file.",
+        "events.3": "events.3: not readable (No such file or directory).",
     }
 
 

@@ -273,8 +273,8 @@ def test_file_is_read_as_what_its_ending_says(tmp_path: Path, rgb: np.ndarray) -
 def test_what_is_no_plain_file_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.npy")
-    assert_unreadable(tmp_path / "folder.png", "not a plain file")
-    assert_unreadable(tmp_path / "pipe.npy", "not a plain file")
+    assert_unreadable(tmp_path / "folder.png", "not a regular file")
+    assert_unreadable(tmp_path / "pipe.npy", "not a regular file")
     assert_unreadable(tmp_path / "none.png", "No such file")
 
 
