@@ -258,7 +258,8 @@ class _Tensors:
 
         def read() -> Array:
             data = storage.record.read(offset * size, (end - offset) * size)
-            return np.ndarray(shape, _DTYPES[name], data, 0, steps)
+            view: Array = np.ndarray(shape, _DTYPES[name], data, 0, steps)
+            return view
 
         return Tensor(name, tuple(shape), read, storage.record)
 

@@ -779,11 +779,12 @@ def _place_cases() -> Iterator[Case]:
             kinds["a device"] = lambda path: os.mknod(path, 0o20600, os.makedev(1, 5))
         for what, make in kinds.items():
             node_of = {CHECKPOINT: STEP, EVENTS: EVENT_NODE}.get(name, node)
+            is_gone = (name, what) == (f"{RGB}.npy", "a folder")  # a folder in the place of a picture is no picture
             yield Case(
                 name=f"{Path(name).name}: {what}",
                 damage=_instead(name, make),
-                unreadable=() if (name, what) == (f"{RGB}.npy", "a folder") else (node_of,),
-                touched=touched,
+                unreadable=() if is_gone else (node_of,),
+                touched=("renders",) if is_gone else touched,
             )
     for name, (node, touched) in names.items():
         node_of = {CHECKPOINT: STEP, EVENTS: EVENT_NODE}.get(name, node)
