@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser lint lock bench clean
+.PHONY: demo test browser lint lock bench fuzz clean
 
 demo: $(READY)  ## train the built-in scene twice, compare everything, print the verdict
 	$(BIN)/f3rm-verify run --seed 42 --iters 1000
@@ -29,6 +29,10 @@ bench: $(READY)  ## measure this tool against its peers, in one sitting
 	$(BIN)/f3rm-verify cost
 	$(BIN)/python benchmarks/fault_scores.py
 	$(BIN)/python benchmarks/clean_pairs.py
+
+fuzz: $(READY)  ## a minute of coverage-guided fuzzing for each reader; a finding is left here as crash-*
+	for reader in events trace checkpoint config png npy; do \
+		$(BIN)/python tests/fuzz/fuzz_readers.py $$reader -max_total_time=60 -rss_limit_mb=3000 || exit 1; done
 
 $(READY): requirements/uv.txt requirements/train.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("f3rm-verify needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is %d.%d: call make PYTHON=python3.11" % v)'
