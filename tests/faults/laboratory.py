@@ -83,6 +83,7 @@ class Laboratory:
         # A trainer says so at some time, and torch then names it another way: the first would differ from the others.
         torch.set_float32_matmul_precision("highest")
         self._references: dict[Any, Path] = {}
+        self._fresh: dict[Path, Any] = {}
         self._count = 0
         if not (folder / "cache").exists():
             self.train(_DETERMINISTIC)  # which makes the features for all
@@ -115,7 +116,9 @@ class Laboratory:
         """The training without the fault; one serves all faults that have the same one."""
         key = base, fresh
         if key not in self._references:
-            self._references[key] = self.train(base, cache=self.folder / "fresh" if fresh else None)
+            cache = self.folder / "fresh" / str(len(self._references)) if fresh else None
+            self._references[key] = self.train(base, cache=cache)
+            self._fresh[self._references[key]] = cache
         return self._references[key]
 
     def train(self, fault: Fault, *, beside: Path | None = None, cache: Path | None = None) -> Path:
@@ -129,7 +132,7 @@ class Laboratory:
             fault.data(scene)
         if fault.cache is not None and beside is not None:
             cache = self.folder / "caches" / name
-            shutil.copytree(self.folder / "fresh", cache)
+            shutil.copytree(self._fresh[beside], cache)
             fault.cache(cache)
         with pytest.MonkeyPatch.context() as patch, _as_it_was():
             patch.setenv(launch_variables.FEATURE_CACHE, str(cache or self.folder / "cache"))
