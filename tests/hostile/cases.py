@@ -23,10 +23,23 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 
-from f3rm_verify.run_dir import CHECKPOINTS, CONFIG, EVIDENCE, MANIFEST, METRICS, RANKS, RENDERS, SEEDING, TRANSFORMS
+from f3rm_verify.run_dir import (
+    CHECKPOINTS,
+    CONFIG,
+    EVIDENCE,
+    MANIFEST,
+    METRICS,
+    RANKS,
+    RENDERS,
+    SEEDING,
+    TRACE,
+    TRACE_RECORDS,
+    TRANSFORMS,
+)
 
 EVENTS = "events.out.tfevents.1.host.1.0"
 CHECKPOINT = f"{CHECKPOINTS}/step-{STEPS - 1:09d}.ckpt"
+TRACE_NODE = "trace/candidate records"
 STEP = f"checkpoints/step-{STEPS - 1:09d}"
 RGB = f"{RENDERS}/{IMAGES[0]}/rgb"
 EVENT_NODE = f"curves/candidate {EVENTS}"
@@ -690,6 +703,29 @@ def _json_edit(name: str, key: str, value: Any) -> Damage:
     return _edit(name, lambda data: json.dumps({**json.loads(data), key: value}).encode())
 
 
+# --- the trace -----------------------------------------------------------------------------------------------------
+
+
+def _trace_cases() -> Iterator[Case]:
+    def broken(name: str, damage: Damage, node: str = TRACE_NODE, **more: Any) -> Case:
+        return Case(name=f"trace: {name}", damage=damage, unreadable=(node,), touched=("trace",), **more)
+
+    yield broken("records cut off", _edit(TRACE_RECORDS, _half))
+    yield broken("one byte short", _edit(TRACE_RECORDS, lambda data: data[:-1]))
+    yield broken("a flipped bit", _edit(TRACE_RECORDS, _flip_bit(-20)), says="damaged")
+    yield broken("garbage behind the records", _edit(TRACE_RECORDS, lambda data: data + bytes(range(1, 100))))
+    yield broken("a frame of 2^32 records", _edit(TRACE_RECORDS, lambda data: data + b"\xff" * 64))
+    yield broken("another version", _json_edit(TRACE, "schema_version", 99), node="trace", says="schema_version")
+    yield broken("another algorithm", _json_edit(TRACE, "algorithm", "md5"), node="trace", says="md5")
+    yield broken("subjects that are none", _json_edit(TRACE, "subjects", [[]]), node="trace")
+    yield broken("a million subjects", _json_edit(TRACE, "subjects", [{}] * 10**6), node="trace")
+    yield broken("trace.json nested 10^6 deep", _write(TRACE, "[" * 10**6), node="trace")
+    yield broken("records are a pipe", _instead(TRACE_RECORDS, os.mkfifo), node="trace")
+    yield broken("records are a link out", _link(TRACE_RECORDS, "/dev/zero"), node="trace")
+    yield broken("records vanish when they are opened", _nothing, node="trace", change=(TRACE_RECORDS, "vanishes"))
+    yield broken("records shrink when they are opened", _nothing, change=(TRACE_RECORDS, "is truncated"))
+
+
 # --- names, links, folders -----------------------------------------------------------------------------------------
 
 
@@ -859,5 +895,6 @@ CASES: tuple[Case, ...] = (
     *_image_cases(),
     *_yaml_cases(),
     *_json_cases(),
+    *_trace_cases(),
     *_place_cases(),
 )
