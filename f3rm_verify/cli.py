@@ -68,6 +68,11 @@ NsTrainOption = Annotated[Path | None, typer.Option(help="The ns-train to call; 
 StallOption = Annotated[float, typer.Option(help="Seconds without a new step after which to stop.", min=1)]
 OutputOption = Annotated[Path, typer.Option(help="Each run makes a fresh directory in here.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a page, index.html, into this directory.")]
+JunitOption = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.", dir_okay=False)]
+MarkdownOption = Annotated[
+    Path | None, typer.Option("--markdown", help="Write Markdown for a CI summary to this file.", dir_okay=False)
+]
 PolicyOption = Annotated[
     Path | None,
     typer.Option(help="What is required, limited and ignored.", show_default="f3rm-verify.toml or pyproject.toml"),
@@ -115,13 +120,17 @@ def run(
     ] = 4.0,
     policy: PolicyOption = None,
     json_file: JsonOption = None,
+    html: HtmlOption = None,
+    junit: JunitOption = None,
+    markdown: MarkdownOption = None,
 ) -> None:
     """Train twice with one seed, compare everything, name the first difference."""
     from f3rm_verify.policy import RUN_POLICY
     from f3rm_verify.policy_file import find_policy
     from f3rm_verify.verification import compare_trained, sides_of, training_request
 
-    _refuse_unwritable(json_file)
+    for name, place in {"--json": json_file, "--html": html, "--junit": junit, "--markdown": markdown}.items():
+        _refuse_unwritable(place, name)
     judged_by = find_policy(RUN_POLICY, policy)
     request = training_request(
         context.meta[_REST],
@@ -143,7 +152,8 @@ def run(
     trained = _train(request, sides, fresh=fresh_features)
     judged_by = judged_by.without("trace") if trace is TraceMode.off else judged_by
     result = compare_trained(trained, policy=judged_by, reproduce=_command_line())
-    _report(result, _console(), json_file or request.output / "result.json")
+    reports = {"html": html, "junit": junit, "markdown": markdown}
+    _report(result, _console(), json_file or request.output / "result.json", reports)
 
 
 def _train(request: TrainingRequest, sides: Mapping[str, int], *, fresh: bool = False) -> Trained:
@@ -182,6 +192,9 @@ def diff(
     ] = None,
     policy: PolicyOption = None,
     json_file: JsonOption = None,
+    html: HtmlOption = None,
+    junit: JunitOption = None,
+    markdown: MarkdownOption = None,
 ) -> None:
     """Compare two existing run directories, also plain ones of ns-train."""
     from f3rm_verify.compare_runs import compare_runs
@@ -196,7 +209,7 @@ def diff(
         only=[name.value for name in only or ()],
         reproduce=_command_line(),
     )
-    _report(result, _console(), json_file)
+    _report(result, _console(), json_file, {"html": html, "junit": junit, "markdown": markdown})
 
 
 @app.command(
@@ -414,6 +427,20 @@ def _write_log(file: Path, data: dict[str, Any]) -> None:
         raise UsageError(f"--json {file} cannot be written ({error.strerror or error}); name another file.") from error
 
 
+@app.command()
+def report(
+    result: Annotated[Path, typer.Argument(help="A file that --json wrote.")],
+    json_file: JsonOption = None,
+    html: HtmlOption = None,
+    junit: JunitOption = None,
+    markdown: MarkdownOption = None,
+) -> None:
+    """Show a result again and make any report of it; exits like its verdict."""
+    from f3rm_verify.reporters.json_report import read_json
+
+    _report(read_json(result), _console(), json_file, {"html": html, "junit": junit, "markdown": markdown})
+
+
 @app.command(name="annotations")
 def print_annotations(result: Annotated[Path, typer.Argument(help="A file that --json wrote.")]) -> None:
     """Print a result as annotations of GitHub Actions. Ends with 0 whatever the verdict was."""
@@ -438,21 +465,36 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def _report(result: Result, console: Console, json_file: Path | None) -> NoReturn:
+def _report(
+    result: Result, console: Console, json_file: Path | None, reports: Mapping[str, Path | None] | None = None
+) -> NoReturn:
     """Shows the result and exits like it. A file that cannot be written hides no verdict, and is never a success."""
-    from f3rm_verify.reporters.json_report import write_json
     from f3rm_verify.reporters.terminal import render_terminal
 
-    problem = None
-    if json_file is not None:
-        try:
-            write_json(result, json_file)
-        except UsageError as error:
-            problem, json_file = error, None
-    render_terminal(result, console, details=8 if console.is_terminal else 20, output=json_file)
-    if problem is not None:
-        _say(str(problem))
-    raise typer.Exit(result.outcome.exit_code or (FAILED if problem is not None else 0))
+    problems = _write_reports(result, {"json": json_file, **(reports or {})})
+    shown = None if "json" in problems else json_file
+    render_terminal(result, console, details=8 if console.is_terminal else 20, output=shown)
+    for problem in problems.values():
+        _say(problem)
+    raise typer.Exit(result.outcome.exit_code or (FAILED if problems else 0))
+
+
+def _write_reports(result: Result, places: Mapping[str, Path | None]) -> dict[str, str]:
+    """Writes every report that has a place; why one could not be written, by its kind."""
+    from f3rm_verify.reporters.html import write_html
+    from f3rm_verify.reporters.json_report import write_json
+    from f3rm_verify.reporters.junit import write_junit
+    from f3rm_verify.reporters.markdown import write_markdown
+
+    writers = {"json": write_json, "html": write_html, "junit": write_junit, "markdown": write_markdown}
+    problems = {}
+    for kind, place in places.items():
+        if place is not None:
+            try:
+                writers[kind](result, place)
+            except UsageError as error:
+                problems[kind] = str(error)
+    return problems
 
 
 def _console() -> Console:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from f3rm_verify.difference import SCHEMA_VERSION, Result, Verdict
 from f3rm_verify.errors import UsageError
+from f3rm_verify.reporters.report_file import write_report
 
 #: A larger file is refused: a tree of a million nodes needs about two thirds of it.
 MAX_BYTES = 512 * 2**20
@@ -67,13 +65,7 @@ def write_json(result: Result, path: Path) -> None:
     """
     # ASCII, because file names that are not UTF-8 arrive here as lone surrogates, which no UTF-8 file can hold.
     text = json.dumps(result.to_dict(), indent=1, allow_nan=False, ensure_ascii=True) + "\n"
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: the result file cannot replace what is no regular file; name another file.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text.encode("ascii"))
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UsageError(f"{path}: the result file cannot be written ({_reason(error)}); name another file.") from error
+    write_report(path, text.encode("ascii"), what="the result file")
 
 
 def read_json(path: Path) -> Result:
@@ -89,20 +81,6 @@ def read_json(path: Path) -> Result:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise _no_result(path, reason) from error
     return result
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _parse(path: Path) -> Any:

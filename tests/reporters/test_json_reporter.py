@@ -147,7 +147,7 @@ def test_a_failed_write_keeps_the_file_that_was_there(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json_report.os, "replace", full)
+    monkeypatch.setattr("f3rm_verify.reporters.report_file.os.replace", full)
     with pytest.raises(UsageError, match=r"r\.json: .*No space left on device.*name another file"):
         write_json(make_result(), path)
     assert path.read_bytes() == before
