@@ -401,5 +401,9 @@ class _Frame:
 
 def make_recorder(trainer: Any, run: Any, *, mode: str) -> FlightRecorder:
     """A recorder of `trainer` that writes into the run directory `run`."""
-    writer = TraceWriter(run, mode=mode, algorithm=algorithm(trainer.device))
+    # A trainer that names no device has its model somewhere all the same.
+    model = getattr(trainer.pipeline, "model", trainer.pipeline)
+    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    device = getattr(trainer, "device", "cpu" if parameter is None else parameter.device)
+    writer = TraceWriter(run, mode=mode, algorithm=algorithm(device))
     return FlightRecorder(trainer, writer, tensors=mode == "tensors")
