@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -228,14 +229,14 @@ class SeededTrainer:
             self._flush()
 
     @contextmanager
-    def _traced(self) -> Iterator[None]:
-        """Inside, the flight recorder records every step, unless the launcher wants none of it."""
+    def _traced(self, run: Path | None = None) -> Iterator[None]:
+        """Inside, the flight recorder records every step, in `run`, unless the launcher wants none of it."""
         mode = os.environ.get(launch_variables.TRACE) or "steps"
         if mode == "off":
             yield
             return
         whole = False
-        self._flight = make_recorder(self, self._directory, mode=mode)
+        self._flight = make_recorder(self, run or self._directory, mode=mode)
         try:
             self._flight.attach()
             yield
@@ -249,7 +250,12 @@ class SeededTrainer:
         """Inside, steps are recorded and operations watched, where that is off."""
         self._records = True
         try:
-            with self._operations.watched(), self._traced():
+            # Steps that train nothing leave no trace: nobody may compare it.
+            with (
+                tempfile.TemporaryDirectory(dir=self._directory) as run,
+                self._operations.watched(),
+                self._traced(Path(run)),
+            ):
                 yield
         finally:
             self._records = False
