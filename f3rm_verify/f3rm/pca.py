@@ -41,7 +41,8 @@ def fit_colour_projection(maps: Sequence[Tensor]) -> ColourProjection:
     sign = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     axes = axes * torch.where(sign == 0, torch.ones_like(sign), sign)
     # torch.quantile refuses more than 2^24 values; a fixed stride keeps the choice deterministic.
-    projected = torch.cat([image @ axes for image in _images(maps)])[:: max(1, count // _SAMPLES)]
+    every = max(1, count // _SAMPLES)
+    projected = torch.cat([image[::every] @ axes for image in _images(maps)])
     low, high = torch.quantile(projected, projected.new_tensor([0.01, 0.99]), dim=0)
     return ColourProjection(axes.float(), low.float(), high.float())
 

@@ -73,7 +73,10 @@ def _entries(path: Path) -> dict[str, Any]:
                 missing = [name for name in _ENTRIES if name not in archive.files]
                 if missing:
                     _refuse(path, f"it holds no {missing[0]}, so it was not written by f3rm-verify")
-                return {name: archive[name] for name in _ENTRIES}
+                entries = {name: archive[name] for name in _ENTRIES}
+                if not all(isinstance(value, np.ndarray) for value in entries.values()):
+                    _refuse(path, "what it holds is no arrays")
+                return entries
     except TrainingError:
         raise
     except PermissionError:
