@@ -1,7 +1,8 @@
 """Methods of a user's own, which tests give to nerfstudio through NERFSTUDIO_METHOD_CONFIGS and PYTHONPATH.
 
 `guide` is the guide's high-performance mode, set in Python. `putting` calls an operation that has no deterministic
-implementation. `faulty` has a fault on rank 1, at step 2, in the run whose side is named in FAULTY_SIDE.
+implementation. `faulty` has a fault on rank 1, at step 2, in the run whose side is named in FAULTY_SIDE; `noisy` has
+one in its features.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nerfstudio.plugins.types import MethodSpecification
 
 from f3rm_verify.f3rm.datamanager import FeatureDataManager, FeatureDataManagerConfig
 from f3rm_verify.f3rm.f3rm_config import f3rm_method
+from f3rm_verify.f3rm.features.daisy import DaisyExtractor
 from f3rm_verify.f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
 
 
@@ -53,6 +58,20 @@ class FaultyDataManagerConfig(FeatureDataManagerConfig):
     _target: type = field(default_factory=lambda: FaultyDataManager)
 
 
+class NoisyExtractor(DaisyExtractor):
+    def batches(self, images: Sequence[Path]) -> Iterator[Any]:
+        side = os.path.basename(os.environ["F3RM_VERIFY_FEATURE_CACHE"])
+        for batch in super().batches(images):
+            if side == os.environ.get("FAULTY_SIDE"):
+                batch = np.nextafter(batch, np.float32(2))  # one ulp
+            yield batch
+
+
+class NoisyDataManagerConfig(FeatureDataManagerConfig):
+    def extractors(self, device: str) -> dict[str, Any]:
+        return {"DAISY": NoisyExtractor()}
+
+
 def _with(part: str, kind: type) -> Any:
     """The pipeline of f3rm, one part of it with another class."""
     pipeline = copy.deepcopy(f3rm_method.config.pipeline)
@@ -63,4 +82,5 @@ def _with(part: str, kind: type) -> Any:
 
 
 putting = _method("putting", pipeline=_with("model", PuttingModelConfig))
+noisy = _method("noisy", pipeline=_with("datamanager", NoisyDataManagerConfig))
 faulty = _method("faulty", pipeline=_with("datamanager", FaultyDataManagerConfig))
