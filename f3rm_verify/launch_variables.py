@@ -27,3 +27,7 @@ COST_ONLY = "F3RM_VERIFY_COST_ONLY"
 PREPARE = "F3RM_VERIFY_PREPARE"
 #: What the flight recorder records: "off", "steps" or "tensors"; "steps" where nothing is said.
 TRACE = "F3RM_VERIFY_TRACE"
+#: Keep a snapshot of the whole state before every so many steps.
+SNAPSHOT_EVERY = "F3RM_VERIFY_SNAPSHOT_EVERY"
+#: Which steps to execute again instead of training, as JSON: see f3rm/replay.py.
+REPLAY = "F3RM_VERIFY_REPLAY"

@@ -55,7 +55,8 @@ class TrainingRequest:
     `prepares` is the user's dataset where only the caches in a view of it are to be made. `cost_steps` is how many
     steps to time with and without each measure where costs are to be measured, and nothing trained; `cost_only` names
     the measures, all where it is empty. With `fresh_features` each side extracts its own. `trace` is what the flight
-    recorder records: off, steps or tensors.
+    recorder records: off, steps or tensors. `snapshot_every` keeps a snapshot before every so many steps; `replay` says
+    in JSON which steps to execute again, where nothing is to be trained. `variables` go into the environment.
     """
 
     seed: int
@@ -76,6 +77,9 @@ class TrainingRequest:
     cost_only: tuple[str, ...] = ()
     fresh_features: bool = False
     trace: str = "steps"
+    snapshot_every: int | None = None
+    replay: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_ns_train(given: Path | None = None) -> Path:
@@ -188,8 +192,9 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
         enabled=not option_is_off(arguments, "--enable-comprehensive-seeding"),
         cublas_workspace=not option_is_off(arguments, "--seed-cublas-workspace"),
     )
-    child = child_environment(plan, os.environ)
-    set_here = [name for name, value in child.items() if os.environ.get(name) != value]
+    own = {**os.environ, **request.variables}
+    child = child_environment(plan, own)
+    set_here = [name for name, value in child.items() if own.get(name) != value]
     others = child.get(launch_variables.METHODS)
     ours = f"{request.method}=f3rm_verify.f3rm.wrapped_method:wrapped_method"
     child.update(
@@ -209,13 +214,16 @@ def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -
             "COLUMNS": "120",
         }
     )
+    measures = request.cost_steps is not None or request.replay is not None
     asked = {
         launch_variables.LOAD_CONFIG: request.load_config,
         launch_variables.PREPARE: request.prepares,
         launch_variables.COST: request.cost_steps,
         launch_variables.COST_ONLY: ",".join(request.cost_only) or None,
         launch_variables.SHARED_FEATURES: None if request.fresh_features else 1,
-        launch_variables.RENDER_BUDGET: request.render_budget if request.cost_steps is None else None,
+        launch_variables.RENDER_BUDGET: None if measures else request.render_budget,
+        launch_variables.SNAPSHOT_EVERY: request.snapshot_every,
+        launch_variables.REPLAY: request.replay,
     }
     for name, value in asked.items():
         child.pop(name, None)  # of a training in which this one was started

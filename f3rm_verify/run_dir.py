@@ -32,6 +32,11 @@ METRICS = f"{EVIDENCE}/metrics.json"
 STATUS = f"{EVIDENCE}/status.json"
 #: What steps took with and without each measure, where costs were measured instead of training.
 COST = f"{EVIDENCE}/cost.json"
+#: What steps that were executed again gave, and the operators that they called.
+EXPLAIN = f"{EVIDENCE}/explain.json"
+OPERATORS = f"{EVIDENCE}/operators"
+#: The whole state of the training before some of its steps.
+SNAPSHOTS = f"{EVIDENCE}/snapshots"
 RENDERS = f"{EVIDENCE}/renders"
 #: Run directories of the ranks above 0, by rank; rank 0's is the run directory itself.
 RANKS = f"{EVIDENCE}/ranks"

@@ -200,8 +200,19 @@ def _settings(trainer: Any, plan: SeedingPlan) -> dict[str, Any]:
     }
 
 
+def train_step(trainer: Any, step: int) -> None:
+    """Does a step as nerfstudio's loop does, but for logging, evaluating and saving."""
+    trainer.step = step
+    trainer.pipeline.train()
+    for callback in trainer.callbacks:
+        callback.run_callback_at_location(step, location=TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+    trainer.train_iteration(step)
+    for callback in trainer.callbacks:
+        callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+
+
 class Stepper:
-    """Does one step at each call, as nerfstudio's loop does but for logging, evaluating and saving."""
+    """Does the next step at each call."""
 
     def __init__(self, trainer: Any, *, after: Callable[[], None]) -> None:
         self._trainer, self._after = trainer, after
@@ -209,13 +220,6 @@ class Stepper:
 
     def __call__(self) -> None:
         """Does the next step."""
-        trainer, step = self._trainer, self._trainer._start_step + self.done
-        trainer.step = step
-        trainer.pipeline.train()
-        for callback in trainer.callbacks:
-            callback.run_callback_at_location(step, location=TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
-        trainer.train_iteration(step)
-        for callback in trainer.callbacks:
-            callback.run_callback_at_location(step, location=TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+        train_step(self._trainer, self._trainer._start_step + self.done)
         self.done += 1
         self._after()

@@ -81,23 +81,31 @@ class SeededSampler:
 class InOrderQueue:
     """Stands in for the queue that all workers shared: reads each worker's own in turn."""
 
-    def __init__(self, workers: Sequence[Any]) -> None:
+    def __init__(self, workers: Sequence[Any], *, first: int = 0) -> None:
         self._turns = itertools.cycle(enumerate(workers))
+        #: The number of the next batch.
+        self.taken = first
 
     def get(self) -> Any:
         """The next batch, once it is there. Raises RuntimeError when its worker has died: it would never come."""
         number, worker = next(self._turns)
         while True:
             try:
-                return worker.out_queue.get(timeout=_PATIENCE)
+                batch = worker.out_queue.get(timeout=_PATIENCE)
             except queue.Empty:
                 if not worker.is_alive():
                     raise RuntimeError(f"data worker {number} ended with exit code {worker.exitcode}") from None
+            else:
+                self.taken += 1
+                return batch
 
 
 @contextmanager
-def seeded_data_workers(plan: SeedingPlan) -> Iterator[None]:
-    """Inside, every parallel data manager that is built gets seeded workers, provided that the plan is enabled."""
+def seeded_data_workers(plan: SeedingPlan, *, first: int = 0) -> Iterator[None]:
+    """Inside, every parallel data manager that is built gets seeded workers, provided that the plan is enabled.
+
+    They begin with batch `first`.
+    """
     parallel = _parallel_datamanager() if plan.enabled else None
     if parallel is None:
         yield
@@ -105,9 +113,9 @@ def seeded_data_workers(plan: SeedingPlan) -> Iterator[None]:
     manager_class, original = parallel.ParallelDataManager, parallel.ParallelDataManager.setup_train
 
     def setup_train(manager: Any) -> None:
-        with _workers_made_by(_WorkerMaker(parallel, plan, manager.config), parallel):
+        with _workers_made_by(_WorkerMaker(parallel, plan, manager.config, first), parallel):
             original(manager)
-        manager.data_queue = InOrderQueue(manager.data_procs)
+        manager.data_queue = InOrderQueue(manager.data_procs, first=first)
 
     manager_class.setup_train = setup_train
     try:
@@ -128,7 +136,7 @@ def _parallel_datamanager() -> ModuleType | None:
 class _WorkerMaker:
     """Called like nerfstudio's worker class, makes workers that have a seeded sampler and a queue of their own."""
 
-    def __init__(self, parallel: ModuleType, plan: SeedingPlan, config: Any) -> None:
+    def __init__(self, parallel: ModuleType, plan: SeedingPlan, config: Any, first: int) -> None:
         self._worker_class = parallel.DataProcessor
         self._new_queue = parallel.mp.Queue
         self._plan = plan
@@ -138,9 +146,12 @@ class _WorkerMaker:
         size = config.queue_size
         self._size = max(1, size // max(1, self._workers)) if size > 0 else 0
         self._turns = itertools.count()
+        self._first = first
 
     def __call__(self, *, out_queue: Any, pixel_sampler: Any, **others: Any) -> Any:
-        sampler = SeededSampler(pixel_sampler, self._plan, worker=next(self._turns), workers=self._workers)
+        # Any worker can make any batch, so the first one starts with the first that is wanted.
+        number = self._first + next(self._turns)
+        sampler = SeededSampler(pixel_sampler, self._plan, worker=number, workers=self._workers)
         return self._worker_class(out_queue=self._new_queue(maxsize=self._size), pixel_sampler=sampler, **others)
 
 

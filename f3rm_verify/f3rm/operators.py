@@ -76,7 +76,7 @@ class _Recording(TorchDispatchMode):
         super().__init__()
         self.count = 0
         self._out, self._inside, self._parameters, self._limit = out, inside, parameters, limit
-        #: What an operator is, by its number in the file: name, module path, source, backward node.
+        #: What an operator is, by its number in the file: name, overload, module path, source, backward node.
         self._places: dict[tuple[str, ...], int] = {}
         #: Module path and source of the operator that made a node of the autograd graph, by its sequence number.
         self._forward: dict[int, tuple[str, str]] = {}
@@ -119,7 +119,7 @@ class _Recording(TorchDispatchMode):
                 self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, where[:2])
         else:
             where = (*self._origin(node), node.name().removeprefix("torch::autograd::"))
-        key = (str(func), *where)
+        key = (func._schema.name, func._overloadname, *where)
         if key not in self._places:
             self._places[key] = len(self._places)
             self._write({"place": key})

@@ -28,9 +28,9 @@ _CUBLAS_ALERT = r"Deterministic behavior was enabled with .* CuBLAS"
 
 
 @contextmanager
-def seeded_construction(plan: SeedingPlan) -> Iterator[None]:
+def seeded_construction(plan: SeedingPlan, *, first_batch: int = 0) -> Iterator[None]:
     """Inside, what nerfstudio builds without a seed gets one: worker processes, tiny-cuda-nn's modules."""
-    with seeded_data_workers(plan), seeded_tcnn(plan):
+    with seeded_data_workers(plan, first=first_batch), seeded_tcnn(plan):
         yield
 
 

@@ -1,7 +1,7 @@
 """Reads recordings of operators, and finds the first operator in which two of the same step differ.
 
 A recording is a line of JSON for each operator, `[place, kind, inputs, values, outputs]`, and before it, where its
-place is new, `{"place": [name, module, source, backward]}`.
+place is new, `{"place": [name, overload, module, source, backward]}`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Operator:
 
     number: int
     name: str
+    overload: str
     module: str
     source: str
     backward: str
@@ -59,6 +60,11 @@ class Operator:
     inputs: tuple[TensorFacts, ...]
     values: tuple[str, ...]
     outputs: tuple[TensorFacts, ...]
+
+    @property
+    def call(self) -> tuple[str, ...]:
+        """What has to be the same for two to be compared."""
+        return self.name, self.overload, self.module, self.source, self.backward
 
     @property
     def where(self) -> str:
@@ -94,11 +100,7 @@ def first_operator_difference(reference: Path, candidate: Path) -> OperatorDiffe
     """
     allocated: dict[int, Operator] = {}
     for one, other in zip_longest(read_operators(reference), read_operators(candidate)):
-        if one is None or other is None or (one.name, one.module, one.backward) != (
-            other.name,
-            other.module,
-            other.backward,
-        ):
+        if one is None or other is None or one.call != other.call:
             return OperatorDifference(kind="sequence", operator=one or other, other=other)
         if one.kind == ALLOCATES:
             allocated[one.number] = one
@@ -138,7 +140,7 @@ def read_operators(path: Path) -> Iterator[Operator]:
 
     Raises UnreadableError where it is broken; also, after its last whole line, where it was cut short.
     """
-    places: list[tuple[str, str, str, str]] = []
+    places: list[tuple[str, str, str, str, str]] = []
     number, ended = 0, False
     try:
         with path.open(encoding="utf8") as file:
@@ -159,12 +161,13 @@ def read_operators(path: Path) -> Iterator[Operator]:
         raise UnreadableError(f"{path.name}: was cut short after {number} operators, of which none differs.")
 
 
-def _operator(number: int, places: Sequence[tuple[str, str, str, str]], data: list[Any]) -> Operator:
+def _operator(number: int, places: Sequence[tuple[str, str, str, str, str]], data: list[Any]) -> Operator:
     place, kind, inputs, values, outputs = data
-    name, module, source, backward = places[place]
+    name, overload, module, source, backward = places[place]
     return Operator(
         number=number,
         name=name,
+        overload=overload,
         module=module,
         source=source,
         backward=backward,
