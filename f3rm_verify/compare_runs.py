@@ -197,7 +197,7 @@ def _compare_rank(
     first = None
     if outcome is Outcome.DIVERGED:
         conditions = [node for artefact, node in found.items() if artefact in CONDITIONS]
-        sides = _side(reference), _side(candidate)
+        sides = side_of(reference), side_of(candidate)
         first = find_first_divergence(nodes, conditions, sides, rank=rank or reference.rank, reproduce=reproduce)
     return _Pair(
         name=name,
@@ -341,7 +341,7 @@ def _control(reference: RunFacts, control: RunFacts, policy: Policy) -> dict[str
     }
 
 
-def _side(facts: RunFacts) -> Side:
+def side_of(facts: RunFacts) -> Side:
     """What a run recorded about itself; what is unreadable the comparison says."""
     try:
         config = facts.run.config or {}

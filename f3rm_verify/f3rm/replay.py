@@ -56,6 +56,12 @@ def starting_snapshot() -> dict[str, Any] | None:
     return load_snapshot(Path(path)) if path else None
 
 
+def starting_batch() -> int:
+    """The number of the first batch that data workers have to make."""
+    snapshot = starting_snapshot()
+    return (snapshot or {}).get("batches") or 0
+
+
 def keep_snapshots(trainer: Any) -> None:
     """Has a trainer that is set up keep snapshots of itself, where the launcher asked for them.
 

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from f3rm_verify.f3rm.ranks import (
     require_shared_gradients,
 )
 from f3rm_verify.f3rm.refusal import refuse
+from f3rm_verify.f3rm.replay import asked_replay, keep_snapshots, run_replay, settings_of, starting_batch
 from f3rm_verify.f3rm.training_audit import (
     NondeterministicOperations,
     end_if_strict,
@@ -138,7 +139,7 @@ class SeededTrainer:
             self._prepare()
         self._hear_of_features()
         building = self._outside_reads.watched("building")
-        with self._measured_memory(), self._explained_failures(), seeded_construction(self._plan), building:
+        with self._measured_memory(), self._explained_failures(), self._construction(), building:
             super().setup(*arguments, **keywords)  # type: ignore[misc]
         switch_encodings(self.pipeline.model, deterministic=self.config.encoding == "deterministic")
         require_shared_gradients(self.pipeline, self._world_size)
@@ -158,6 +159,9 @@ class SeededTrainer:
                 "lpips": getattr(getattr(self.pipeline.model, "lpips", None), "unavailable_because", None),
             }
         )
+
+    def _construction(self) -> AbstractContextManager[None]:
+        return seeded_construction(self._plan, first_batch=starting_batch())
 
     def _hear_of_features(self) -> None:
         """Has our own data manager tell how far it is: extracting takes minutes without a step."""
@@ -179,6 +183,10 @@ class SeededTrainer:
         if wanted_steps():
             self._measure_cost()
             return
+        if asked_replay():
+            self._replay()
+            return
+        keep_snapshots(self)
         first_step = self._start_step  # type: ignore[attr-defined]
         self._outside_reads.start("training")
         try:
@@ -265,6 +273,15 @@ class SeededTrainer:
         self._records = False
         with explained_shortage(), self._operations.explained():
             measure_cost(self, self._plan, recording=self._recording, tell=self._tell_measured)
+        self._recorder.complete(first_step=0, steps=0)
+        self._recorder.status("done")
+
+    def _replay(self) -> None:
+        """Executes steps again instead of training; no step of a training is recorded as done."""
+        self._records = False
+        with explained_shortage(), self._operations.explained():
+            settings = settings_of(self, seed=self._plan.base_seed)
+            run_replay(self, train=super().train, settings=settings, tell=self._tell_measured)  # type: ignore[misc]
         self._recorder.complete(first_step=0, steps=0)
         self._recorder.status("done")
 

@@ -80,8 +80,9 @@ class OperatorDifference:
 
     `kernel`: its inputs agree, its outputs differ; `draw`: the same of one that draws from a generator; `value`: a
     Python value among its arguments differs; `memory`: it reads memory in which no operator of torch wrote anything,
-    which `allocated` made; `outside`: it reads a tensor that no operator wrote with these bits; `sequence`: from here
-    on, other operators are called.
+    which `allocated` made; `unseen`: it reads a tensor that an operator wrote, with equal bits, and something else then changed;
+    `outside`: it reads a tensor that no operator of the step wrote; `sequence`: from here on, other operators are
+    called.
     """
 
     kind: str
@@ -119,7 +120,7 @@ def _classified(
         writer = one.inputs[place].writer if place < len(one.inputs) else OUTSIDE
         source = allocated.get(writer)
         return OperatorDifference(
-            kind="memory" if source else "outside",
+            kind="memory" if source else "outside" if writer == OUTSIDE else "unseen",
             operator=one,
             allocated=source,
             input=place,
