@@ -119,6 +119,10 @@ def run(
         float, typer.Option(help="GiB that the renders of one run may take.", min=0.001, max=2.0**20)
     ] = 4.0,
     policy: PolicyOption = None,
+    snapshot_every: Annotated[
+        int | None,
+        typer.Option(help="Keep snapshots, of every so many steps, from which explain can start.", min=1),
+    ] = None,
     json_file: JsonOption = None,
     html: HtmlOption = None,
     junit: JunitOption = None,
@@ -143,6 +147,7 @@ def run(
         ns_train=ns_train,
         own_arguments=("--seed-strict", "True") if strict else (),
         trace=trace.value,
+        snapshot_every=snapshot_every,
         stall_timeout=stall_timeout,
         output_dir=output_dir,
         render_budget=render_budget,
@@ -271,6 +276,93 @@ def cost(
     result, file = read_cost(ended.trainings[0]), json_file or request.output / "result.json"
     render_cost(result, console, output=file)
     _write_log(file, result)
+
+
+@app.command(
+    cls=_KeepsTheRest,
+    options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
+    epilog="Options after -- go to ns-train unchanged; with --self only, as do --seed, --data, --method and --preset.",
+)
+def explain(
+    context: typer.Context,
+    reference: Annotated[Path | None, typer.Argument(help="A run of f3rm-verify run.", show_default=False)] = None,
+    candidate: Annotated[Path | None, typer.Argument(help="One that diverged from it.", show_default=False)] = None,
+    itself: Annotated[
+        bool, typer.Option("--self", help="Is a training step deterministic at all? One process repeats one.")
+    ] = False,
+    tries: Annotated[int | None, typer.Option(help="How often to try.", min=2, show_default="3, of --self 8")] = None,
+    step: Annotated[int, typer.Option(help="The step that --self repeats.", min=0)] = 6,
+    seed: SeedOption = None,
+    data: DataOption = None,
+    method: MethodOption = None,
+    load_config: LoadConfigOption = None,
+    preset: PresetOption = None,
+    ns_train: NsTrainOption = None,
+    stall_timeout: StallOption = 600,
+    output_dir: OutputOption = _OUTPUT,
+    json_file: JsonOption = None,
+) -> None:
+    """Execute steps again, around the first divergence of two runs, down to the first operator that differs."""
+    from f3rm_verify.progress import progress_display
+
+    _refuse_unwritable(json_file)
+    console = _console()
+    if itself:
+        from f3rm_verify.explain import explain_self
+        from f3rm_verify.verification import training_request
+
+        if reference is not None:
+            raise UsageError("--self takes no run directories; it repeats a step of the training that the options say.")
+        request = training_request(
+            context.meta[_REST],
+            seed=seed,
+            iters=step + 1,
+            data=data,
+            method=method,
+            load_config=load_config,
+            preset=preset and preset.value,
+            ns_train=ns_train,
+            stall_timeout=stall_timeout,
+            output_dir=output_dir,
+        )
+        typer.echo(f"Repeating step {step} of {request.method}, in {request.output}")
+        with progress_display(console) as watch:
+            result = explain_self(request, step=step, tries=tries or 8, watch=watch, reproduce=_command_line())
+        _report(result, console, json_file or request.output / "result.json")
+    if reference is None or candidate is None:
+        raise UsageError("Give the two run directories that differ, or --self.")
+    if context.meta[_REST] or any(one is not None for one in (seed, data, method, preset)):
+        raise UsageError("How two runs were trained stands in them; options for a training go with --self.")
+    from f3rm_verify.difference import Outcome
+    from f3rm_verify.explain_pair import compared_pair, explain_pair, plan_pair
+    from f3rm_verify.ns_train import find_ns_train, method_provider
+    from f3rm_verify.run_dir import RunDir
+    from f3rm_verify.verification import fresh_directory
+
+    runs = {"reference": RunDir.open(reference), "candidate": RunDir.open(candidate)}
+    result = compared_pair(*runs.values(), reproduce=_command_line())
+    if result.outcome is not Outcome.DIVERGED:
+        typer.echo("These runs did not diverge, so there is nothing to execute again.")
+        _report(result, console, json_file)
+    program = find_ns_train(ns_train)
+    output = fresh_directory(output_dir).resolve()
+    plan = plan_pair(
+        runs,
+        result,
+        output=output,
+        ns_train=program,
+        load_config=None if load_config is None else load_config.resolve(),
+        stall_timeout=stall_timeout,
+        foreign=lambda name: method_provider(program, name) is not None,
+    )
+    tries = tries or 3
+    typer.echo(
+        f"Executing steps {plan.start} to {plan.until} again, in two processes and then one: {plan.estimate(tries)}, "
+        f"in {output}"
+    )
+    with progress_display(console) as watch:
+        result = explain_pair(runs, result, plan, tries=tries, watch=watch, reproduce=_command_line())
+    _report(result, console, json_file or output / "result.json")
 
 
 baseline = typer.Typer(

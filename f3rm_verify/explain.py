@@ -91,9 +91,7 @@ def subject_of(name: str) -> str:
     return name.partition("/")[2] or name
 
 
-def repeat_request(
-    request: TrainingRequest, *, step: int, tries: int, snapshot: Path | None = None
-) -> TrainingRequest:
+def repeat_request(request: TrainingRequest, *, step: int, tries: int, snapshot: Path | None = None) -> TrainingRequest:
     """The request that has one process repeat a step, `tries` times, and as often with every operator recorded."""
     asked: dict[str, Any] = {"repeat": {"at": step, "tries": tries, "recorded": tries}}
     asked |= {"snapshot": str(snapshot)} if snapshot else {}
@@ -107,7 +105,7 @@ def repeat(request: TrainingRequest, *, side: str = SIDE, watch: Watch) -> Train
 
 def read_repeated(training: Training) -> Repeated:
     """What a process that repeated a step found. Raises TrainingError where it left nothing that can be read."""
-    found, run = _read(training)
+    found, run = read_found(training)
     recorded = found["recorded"] or {"tries": 0, "files": []}
     files = [run.path / OPERATORS / name for name in recorded["files"]]
     return Repeated(
@@ -123,7 +121,8 @@ def read_repeated(training: Training) -> Repeated:
     )
 
 
-def _read(training: Training) -> tuple[dict[str, Any], RunDir]:
+def read_found(training: Training) -> tuple[dict[str, Any], RunDir]:
+    """What a process that executed steps again wrote, and where. Raises TrainingError where it is nothing."""
     assert training.directory is not None
     try:
         found = json.loads((training.directory / EXPLAIN).read_text("utf8"))
@@ -267,9 +266,7 @@ def require_ended_well(ended: Trainings) -> None:
         raise TrainingError(f"{failed.failure} Its log is {failed.log}.")
 
 
-def explain_self(
-    request: TrainingRequest, *, step: int, tries: int, watch: Watch, reproduce: str
-) -> Result:
+def explain_self(request: TrainingRequest, *, step: int, tries: int, watch: Watch, reproduce: str) -> Result:
     """Repeats one step of a training in one process. Raises TrainingError where that fails."""
     ended = repeat(repeat_request(request, step=step, tries=tries), watch=watch)
     require_ended_well(ended)

@@ -34,6 +34,8 @@ OWNED_OPTIONS: Mapping[str, str] = {
     "--vis": _ALWAYS,
 }
 EXPERIMENT = "verify"
+#: What a method can be called.
+METHOD_NAME = r"\w[\w.+-]*"
 #: Prints the packages that register a method. The working directory's own are not there for ns-train either.
 _FIND_PROVIDERS = """
 import sys
@@ -182,6 +184,35 @@ def extra_arguments(argv: Sequence[str]) -> tuple[str, ...]:
         elif "=" not in word:
             next(words, None)
     return tuple(rest)
+
+
+def request_of(argv: Sequence[str], *, output: Path, ns_train: Path, side: str) -> TrainingRequest:
+    """The request whose command was `argv`, as a manifest has it; for another output, and by a program of this side.
+
+    Raises UsageError where it is not a command of `command`, or names what is not there.
+    """
+    _, method, *words = argv if len(argv) > 1 else ("", "")
+    blank = TrainingRequest(seed=0, iters=1, data=Path(), method="", output=Path(), ns_train=Path())
+    template = command(blank, side="", seed=0)[2:]
+    names, given = template[::2], dict(zip(words[: len(template) : 2], words[1 : len(template) : 2], strict=False))
+    numbers = (given.get("--machine.seed", ""), given.get("--max-num-iterations", ""))
+    ours = words[: len(template) : 2] == names and all(number.isdecimal() for number in numbers)
+    if not ours or not re.fullmatch(METHOD_NAME, method):
+        raise UsageError(f"The {side} run was not started by this f3rm-verify's run, so how it was is not known.")
+    arguments = tuple(words[len(template) :])
+    refuse_owned_options(arguments)
+    data = Path(given["--data"])
+    if not data.exists():
+        raise UsageError(f"The data of the {side} run, {data}, are not there any more; put them back.")
+    return TrainingRequest(
+        seed=int(numbers[0]),
+        iters=int(numbers[1]),
+        data=data,
+        method=method,
+        output=output,
+        ns_train=ns_train,
+        ns_train_args=arguments,
+    )
 
 
 def environment(request: TrainingRequest, *, side: str, seed: int, nonce: str) -> dict[str, str]:

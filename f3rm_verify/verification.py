@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from f3rm_verify import presets
 from f3rm_verify.errors import UsageError
-from f3rm_verify.ns_train import TrainingRequest, find_ns_train, method_provider, refuse_owned_options
+from f3rm_verify.ns_train import METHOD_NAME, TrainingRequest, find_ns_train, method_provider, refuse_owned_options
 from f3rm_verify.run_dir import RunDir
 from f3rm_verify.runner import Training, Trainings, run_trainings
 from f3rm_verify.shared_data import shared_data
@@ -67,6 +67,7 @@ def training_request(
     jobs: int = 1,
     cost_steps: int | None = None,
     cost_only: tuple[str, ...] = (),
+    snapshot_every: int | None = None,
     trace: str = "steps",
 ) -> TrainingRequest:
     """What to train, in a fresh directory in `output_dir`; None stands for the default, by whatever it depends on.
@@ -98,7 +99,7 @@ def training_request(
             "options after --."
         )
     small = (preset or ("small" if data is None and ours else "full")) == "small"
-    output = _fresh_directory(output_dir)
+    output = fresh_directory(output_dir)
     return TrainingRequest(
         seed=seed,
         iters=iters,
@@ -114,6 +115,7 @@ def training_request(
         foreign=provider is not None,
         cost_steps=cost_steps,
         cost_only=cost_only,
+        snapshot_every=snapshot_every,
         trace=trace,
     )
 
@@ -227,7 +229,7 @@ def what_went_wrong(ended: Trainings) -> tuple[str | None, str | None]:
 
 
 def _refuse_nonsense(data: Path | None, method: str, numbers: Mapping[str, float]) -> None:
-    if not re.fullmatch(r"\w[\w.+-]*", method):
+    if not re.fullmatch(METHOD_NAME, method):
         raise UsageError(f"--method {method!r} is not a name that a method can have.")
     if data is not None and not data.exists():
         raise UsageError(f"--data {data} does not exist; give a dataset in a format that nerfstudio reads.")
@@ -236,7 +238,7 @@ def _refuse_nonsense(data: Path | None, method: str, numbers: Mapping[str, float
             raise UsageError(f"--{name} is not a number; give one.")
 
 
-def _fresh_directory(parent: Path) -> Path:
+def fresh_directory(parent: Path) -> Path:
     """A new directory in `parent`, named by the time; a run never mixes with another's evidence."""
     stamp = time.strftime("%Y-%m-%d_%H%M%S")
     for name in (stamp, *(f"{stamp}-{i}" for i in range(2, 1000))):

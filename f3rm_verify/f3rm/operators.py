@@ -1,4 +1,4 @@
-"""Records every operator that torch dispatches, forward and backward: what went in, what came out, and who asked for it.
+"""Records every operator that torch dispatches, forward and backward: what went in, what came out, who asked for it.
 
 Kernels of extensions that write into memory on their own are not dispatched; their results are seen as inputs of the
 operator that reads them, and the memory is known by the operator that allocated it.

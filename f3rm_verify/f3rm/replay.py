@@ -129,9 +129,7 @@ def _repeat(trainer: Any, asked: Mapping[str, int], tell: Tell) -> dict[str, Any
     return found
 
 
-def _record_repeats(
-    trainer: Any, attempt: _Attempt, most: int, step_done: Callable[[], object]
-) -> dict[str, Any]:
+def _record_repeats(trainer: Any, attempt: _Attempt, most: int, step_done: Callable[[], object]) -> dict[str, Any]:
     """Repeats with every operator recorded until one differs from the first; keeps those two."""
     folder = trainer.base_dir / OPERATORS
     first = folder / "repeat-0.jsonl"
@@ -164,9 +162,7 @@ class _Attempt:
         step = self._state["step"]
         restored = digests_of(take_snapshot(self._trainer, step))
         self.not_restored |= {
-            name
-            for name in restored.keys() | self._digests.keys()
-            if restored.get(name) != self._digests.get(name)
+            name for name in restored.keys() | self._digests.keys() if restored.get(name) != self._digests.get(name)
         }
         start = time.perf_counter()
         with observed_step(self._trainer) as seen:
@@ -193,9 +189,11 @@ def observed_step(trainer: Any) -> Iterator[Digests]:
             seen[f"losses/{name}"] = digest_tensors([("", loss)])
         return value
 
-    with _replaced(manager, "next_train", next_train) as made:
-        with _replaced(pipeline, "get_train_loss_dict", get_train_loss_dict) as lost:
-            yield seen
+    with (
+        _replaced(manager, "next_train", next_train) as made,
+        _replaced(pipeline, "get_train_loss_dict", get_train_loss_dict) as lost,
+    ):
+        yield seen
 
 
 @contextmanager
@@ -270,13 +268,14 @@ def _stretch(trainer: Any, asked: Mapping[str, Any], train: Callable[[], object]
     _before_each_step(trainer, before)
     trainer.config.max_num_iterations = until - start + 1
     tell(0, until - start + 1)
-    with _replaced(trainer, "train_iteration", train_iteration) as done:
-        with _replaced(trainer, "save_checkpoint", lambda *_, **__: None):
-            train()
+    with (
+        _replaced(trainer, "train_iteration", train_iteration) as done,
+        _replaced(trainer, "save_checkpoint", lambda *_, **__: None),
+    ):
+        train()
     before(until + 1)
     recorded = [step for step in range(start, until + 1) if first <= step <= last]
     return {"rows": rows, "recorded_steps": recorded}
-
 
 
 def settings_of(trainer: Any, *, seed: int) -> dict[str, Any]:

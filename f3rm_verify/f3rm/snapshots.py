@@ -1,7 +1,7 @@
 """The whole state of a training between two steps: taken, put back, kept on disk.
 
-What is outside of parameters counts too: buffers, optimizers, schedulers, scaler, all generators, where the data manager
-is, and the numbers that callbacks change (nerfacto's annealing). What cannot be held is named in `left_out`.
+What is outside of parameters counts too: buffers, optimizers, schedulers, scaler, all generators, where the data
+manager is, and the numbers that callbacks change (nerfacto's annealing). What cannot be held is named in `left_out`.
 """
 
 from __future__ import annotations
@@ -158,7 +158,13 @@ def read_generators() -> dict[str, Any]:
     kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (str(kind), torch.from_numpy(np.array(keys, dtype=np.int64)), int(place), int(has_gauss), float(gauss)),
+        "numpy": (
+            str(kind),
+            torch.from_numpy(np.array(keys, dtype=np.int64)),
+            int(place),
+            int(has_gauss),
+            float(gauss),
+        ),
         "torch": torch.get_rng_state(),
         **{f"cuda {i}": one for i, one in enumerate(torch.cuda.get_rng_state_all() if _uses_cuda() else [])},
     }
@@ -191,7 +197,7 @@ def _attributes(pipeline: nn.Module) -> tuple[dict[str, Any], list[str]]:
     """
     held: dict[str, Any] = {}
     left_out: list[str] = []
-    for path, owner, name, value in _owned(pipeline):
+    for path, _, name, value in _owned(pipeline):
         if isinstance(value, torch.Generator):
             held[f"{path}#{name}"] = value.get_state()
         elif isinstance(value, Tensor):
@@ -274,7 +280,7 @@ class SnapshotRing:
                     path.unlink()
 
     def check_budget(self, trainer: Any) -> None:
-        """Lowers how many are kept to what the disk and the budget hold; ends the process where that is not even two."""
+        """Lowers how many are kept to what disk and budget hold; ends the process where that is not even two."""
         size = _size(take_snapshot(trainer, 0))
         room = min(BUDGET, shutil.disk_usage(trainer.base_dir).free - _SPARE)
         # One more is being written while all others are still there.
@@ -302,7 +308,7 @@ def save_snapshot(state: State, folder: Path) -> Path:
 
 
 def load_snapshot(path: Path) -> State:
-    """A snapshot from a file. Nothing in it is executed. Raises TrainingError where it is none, or of another version."""
+    """A snapshot from a file. Nothing in it is executed. Raises TrainingError where it cannot be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]

@@ -80,9 +80,9 @@ class OperatorDifference:
 
     `kernel`: its inputs agree, its outputs differ; `draw`: the same of one that draws from a generator; `value`: a
     Python value among its arguments differs; `memory`: it reads memory in which no operator of torch wrote anything,
-    which `allocated` made; `unseen`: it reads a tensor that an operator wrote, with equal bits, and something else then changed;
-    `outside`: it reads a tensor that no operator of the step wrote; `sequence`: from here on, other operators are
-    called.
+    which `allocated` made; `unseen`: it reads a tensor that an operator wrote, with equal bits, and that something else
+    then changed; `outside`: it reads a tensor that no operator of the step wrote; `sequence`: from here on, other
+    operators are called.
     """
 
     kind: str
