@@ -149,7 +149,6 @@ def self_result(repeated: Repeated, *, reproduce: str) -> Result:
         reasons=reasons,
         reference=side,
         candidate=side,
-        candidates=(side,) * len(pairs),
         pairs=len(pairs),
         steps=1,
         first_divergence=first,

@@ -53,6 +53,7 @@ def take_snapshot(trainer: Any, step: int) -> State:
         "scaler": _plain(trainer.grad_scaler.state_dict()),
         "generators": read_generators(),
         "attributes": attributes,
+        "names": [f"{path}#{name}" for path, _, name, _ in _model_attributes(pipeline)],
         "batches": batches_taken(pipeline.datamanager),
         "left_out": left_out,
     }
@@ -76,6 +77,7 @@ def put_back(trainer: Any, state: Mapping[str, Any]) -> None:
         for name, part in parts.items():
             part.load_state_dict(_plain(state[kind][name]))  # a copy: what is loaded is then changed in place
     trainer.grad_scaler.load_state_dict(_plain(state["scaler"]))
+    _forget_newer(pipeline, frozenset(state["names"]))
     _put_attributes(pipeline, state["attributes"])
     trainer.step = state["step"]
     write_generators(state["generators"])
@@ -221,6 +223,24 @@ def _put_attributes(pipeline: nn.Module, held: Mapping[str, Any]) -> None:
             vars(owner)[name] = saved.to(value.device, copy=True)
         else:
             vars(owner)[name] = _plain(saved)
+
+
+def _model_attributes(pipeline: nn.Module) -> list[tuple[str, nn.Module, str, Any]]:
+    """Every attribute of the model's own modules, functions aside: path, module, name, value."""
+    modules = [(path, module) for path, module in pipeline.named_modules() if path.startswith("_model")]
+    return [
+        (path, module, name, value)
+        for path, module in modules
+        for name, value in vars(module).items()
+        if name not in _TORCH_OWN and not callable(value)
+    ]
+
+
+def _forget_newer(pipeline: nn.Module, known: frozenset[str]) -> None:
+    """Removes what a model made for itself since then, as the samples that it keeps from its first step on."""
+    for path, module, name, _ in _model_attributes(pipeline):
+        if f"{path}#{name}" not in known:
+            del vars(module)[name]
 
 
 def _owned(pipeline: nn.Module) -> Iterator[tuple[str, Any, str, Any]]:
