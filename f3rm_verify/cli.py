@@ -308,7 +308,8 @@ def explain(
     _refuse_unwritable(json_file)
     console = _console()
     if itself:
-        from f3rm_verify.explain import explain_self
+        from f3rm_verify.explain import SIDE, explain_self
+        from f3rm_verify.shared_data import shared_data
         from f3rm_verify.verification import training_request
 
         if reference is not None:
@@ -326,8 +327,12 @@ def explain(
             output_dir=output_dir,
         )
         typer.echo(f"Repeating step {step} of {request.method}, in {request.output}")
-        with progress_display(console) as watch:
-            result = explain_self(request, step=step, tries=tries or 8, watch=watch, reproduce=_command_line())
+        sides = {SIDE: request.seed}
+        with (
+            progress_display(console) as watch,
+            shared_data(request, sides, foreign=request.foreign, fresh=False, watch=watch) as (viewed, _),
+        ):
+            result = explain_self(viewed, step=step, tries=tries or 8, watch=watch, reproduce=_command_line())
         _report(result, console, json_file or request.output / "result.json")
     if reference is None or candidate is None:
         raise UsageError("Give the two run directories that differ, or --self.")

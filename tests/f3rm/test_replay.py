@@ -91,7 +91,12 @@ def test_snapshots_do_not_disturb_and_replay_from_one_is_the_straight_run_bit_by
     assert [row["step"] for row in found["rows"]] == [4, 5, 6]
     from_start, without = trainings.replay(stretch)
     assert [row["step"] for row in from_start["rows"]] == [*range(STEPS + 1)]
-    assert found["rows"] == from_start["rows"][4:]
+    first, straight_first = found["rows"][0]["before"], from_start["rows"][4]["before"]
+    differing = {name for name in straight_first.keys() | first.keys() if straight_first.get(name) != first.get(name)}
+    # The model keeps the samples of its last step; a fresh one has none yet, and makes its own before it reads them.
+    assert {name.partition("#")[0] for name in differing} <= {"attributes/_model._ray_samples"}
+    assert found["rows"][0]["during"] == from_start["rows"][4]["during"]
+    assert found["rows"][1:] == from_start["rows"][5:]
     ends = {kind for kind in found["rows"][-1]["before"] if kind.startswith(("parameters/", "optimizers/"))}
     assert len(ends) > 20
     last, other = end_of(straight), end_of(without)
