@@ -136,7 +136,7 @@ def _parallel_datamanager() -> ModuleType | None:
 class _WorkerMaker:
     """Called like nerfstudio's worker class, makes workers that have a seeded sampler and a queue of their own."""
 
-    def __init__(self, parallel: ModuleType, plan: SeedingPlan, config: Any, first: int) -> None:
+    def __init__(self, parallel: ModuleType, plan: SeedingPlan, config: Any, first: int = 0) -> None:
         self._worker_class = parallel.DataProcessor
         self._new_queue = parallel.mp.Queue
         self._plan = plan
