@@ -173,7 +173,7 @@ def test_the_peak_is_that_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     bytes(2**27).replace(b"\0", b"x")
     memory.begin()
     before = memory.peaks()["resident"]
-    bytes(2**26).replace(b"\0", b"x")
+    bytes(2**28).replace(b"\0", b"x")
     assert memory.peaks()["resident"] - before > 2**25
 
 
