@@ -56,6 +56,7 @@ class TestTwoRanks:
         assert {child["name"] for child in two.result["root"]["children"][-1]["children"]} == {
             "setup",
             "seeding",
+            "trace",
             "curves",
         }
 
@@ -93,7 +94,7 @@ class TestThreeRanks:
         assert three.code == 1, three.output + three.errors
         assert dict(self.pairs(three)) == {"candidate": "identical", "candidate-2": "different"}
         first = three.result["first_divergence"]
-        assert (first["rank"], first["step"], first["last_equal_step"], first["stage"]) == (1, 2, 1, "loss")
+        assert (first["rank"], first["step"], first["last_equal_step"], first["stage"]) == (1, 2, 1, "batch")
         assert "step 2 on rank 1 (last equal: 1)" in three.output
 
     def test_the_order_of_a_sum_over_three_is_fixed(self, three: Finished) -> None:
