@@ -548,6 +548,14 @@ def print_annotations(result: Annotated[Path, typer.Argument(help="A file that -
         typer.echo(line)
 
 
+@app.command(name="schema")
+def print_schema() -> None:
+    """Print the JSON Schema of the files that --json of run, diff, explain, baseline and report writes."""
+    from f3rm_verify.reporters.json_report import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
 @app.command()
 def scene(directory: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
     """Write the built-in scene."""

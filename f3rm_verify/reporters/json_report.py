@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-from f3rm_verify.difference import SCHEMA_VERSION, Result, Verdict
+from f3rm_verify.difference import SCHEMA_VERSION, Result
 from f3rm_verify.errors import UsageError
 from f3rm_verify.reporters.report_file import write_report
 
@@ -17,45 +18,21 @@ MAX_BYTES = 512 * 2**20
 #: Lists and objects inside each other; a level of the tree takes two, ours stay below 20.
 MAX_DEPTH = 100
 
-_NULL = type(None)
-_RESULT_TYPES: Mapping[str, tuple[type, ...]] = {
-    "tool": (dict,),
-    "verdict": (str,),
-    "exit_code": (int,),
-    "reasons": (list,),
-    "reference": (dict,),
-    "candidate": (dict,),
-    "candidates": (list,),
-    "pairs": (int,),
-    "steps": (int, _NULL),
-    "not_recorded": (list,),
-    "policy": (dict,),
-    "first_divergence": (dict, _NULL),
-    "control": (dict, _NULL),
-    "seeding": (dict,),
-    "root": (dict,),
+#: What the types of JSON are in Python. `type(...) is`, not isinstance: true is no number here.
+_TYPES: Mapping[str, type] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "null": type(None),
 }
-_FIRST_TYPES: Mapping[str, tuple[type, ...]] = {
-    "rank": (int,),
-    "step": (int, _NULL),
-    "last_equal_step": (int, _NULL),
-    "stage": (str, _NULL),
-    "subject": (str,),
-    "operator": (str, _NULL),
-    "cause": (str,),
-    "remedy": (str,),
-    "evidence": (list,),
-    "growth": (dict,),
-    "reproduce": (str,),
-}
-_NODE_TYPES: Mapping[str, tuple[type, ...]] = {
-    "name": (str,),
-    "artefact": (str,),
-    "verdict": (str,),
-    "summary": (str,),
-    "measures": (dict,),
-    "children": (list,),
-}
+
+
+def schema_text() -> str:
+    """The JSON Schema (draft 2020-12) of the result file: the one place that says what it holds."""
+    return (resources.files("f3rm_verify.reporters") / "schema" / f"result-{SCHEMA_VERSION}.json").read_text("utf8")
 
 
 def write_json(result: Result, path: Path) -> None:
@@ -130,56 +107,45 @@ def _check_values(data: Any) -> None:
 
 
 def _check_shape(data: Any) -> None:
-    """Refuses what `Result.from_dict` would take although it has other types than a result."""
-    if not isinstance(data, dict):
-        raise TypeError(f"holds {_kind(data)}, not an object")
+    """Refuses what `Result.from_dict` would take although it is none that the schema describes."""
+    schema = json.loads(schema_text())
     # The version first: another version may have other keys, and the person should hear about the version.
-    _check_types(data, {"schema_version": (int,)}, "")
-    if data["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {data['schema_version']}, this version reads {SCHEMA_VERSION}")
-    _check_types(data, _RESULT_TYPES, "")
-    for key in ("reasons", "not_recorded"):
-        _check_items(key, data[key], str)
-    _check_items("candidates", data["candidates"], dict)
-    if data["first_divergence"] is not None:
-        _check_types(data["first_divergence"], _FIRST_TYPES, "first_divergence.")
-        _check_items("first_divergence.evidence", data["first_divergence"]["evidence"], str)
-    for node in _nodes(data["root"]):
-        _check_types(node, _NODE_TYPES, "root: ")
-        Verdict(node["verdict"])
-        _check_items("children", node["children"], dict)
+    if isinstance(data, dict) and (key := "schema_version") in data:
+        _check(data[key], schema["properties"][key], key, schema)
+    _check(data, schema, "the file", schema)
 
 
-def _nodes(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every node of the tree, each before its children are looked at."""
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        yield node
-        stack.extend(node["children"])
+def _check(value: Any, rule: Mapping[str, Any], where: str, schema: Mapping[str, Any]) -> None:
+    """Holds `value` to a rule of our schema, by the words that the schema uses; a test holds it to these words."""
+    if "$ref" in rule:
+        rule = schema["$defs"][rule["$ref"].rpartition("/")[2]]
+    allowed = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+    if (kind := _kind(value)) not in allowed:
+        raise TypeError(f"{where} is {kind}, expected {' or '.join(allowed)}")
+    if value not in rule.get("enum", [value]):
+        raise ValueError(f"{where} is {value!r}, expected one of {', '.join(rule['enum'])}")
+    if value != rule.get("const", value):
+        raise ValueError(f"{where} is {value!r}, this version reads {rule['const']}")
+    if isinstance(value, list) and "items" in rule:
+        for item in value:
+            _check(item, rule["items"], f"an item of {where}", schema)
+    if isinstance(value, dict) and "properties" in rule:
+        _check_keys(value, rule, where)
+        for key, item in value.items():
+            _check(item, rule["properties"][key], key, schema)
 
 
-def _check_types(data: Mapping[str, Any], types: Mapping[str, tuple[type, ...]], where: str) -> None:
-    for key, allowed in types.items():
-        if key not in data:
-            raise KeyError(f"{where}{key}")
-        _check_type(f"{where}{key}", data[key], allowed)
-
-
-def _check_items(name: str, items: list[Any], allowed: type) -> None:
-    for item in items:
-        _check_type(f"an item of {name}", item, (allowed,))
-
-
-def _check_type(name: str, value: Any, allowed: tuple[type, ...]) -> None:
-    # `type(...) in`, not isinstance: true is no number here.
-    if type(value) not in allowed:
-        expected = " or ".join("null" if item is _NULL else item.__name__ for item in allowed)
-        raise TypeError(f"{name} is {_kind(value)}, expected {expected}")
+def _check_keys(value: Mapping[str, Any], rule: Mapping[str, Any], where: str) -> None:
+    for key in rule["required"]:
+        if key not in value:
+            raise KeyError(key)
+    for key in value:
+        if key not in rule["properties"]:
+            raise ValueError(f"{where} has the unknown key {key!r}")
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+    return next(name for name, kind in _TYPES.items() if type(value) is kind)
 
 
 def _no_result(path: Path, reason: str) -> UsageError:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from example_results import RESULTS
+from fake_runs import IMAGES, LOSS, FakeRun, compare_fakes, plain_run, run_of_ranks
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
-from f3rm_verify.difference import Difference, FirstDivergence, Outcome, Result, Verdict
+from f3rm_verify import cli
+from f3rm_verify.baseline import make_baseline, read_baseline, write_baseline
+from f3rm_verify.compare_runs import compare_runs
+from f3rm_verify.difference import SCHEMA_VERSION, Difference, FirstDivergence, Outcome, Result, Verdict
 from f3rm_verify.errors import UsageError
+from f3rm_verify.policy import DIFF_POLICY, RUN_POLICY
 from f3rm_verify.reporters import json_report
-from f3rm_verify.reporters.json_report import read_json, write_json
+from f3rm_verify.reporters.json_report import read_json, schema_text, write_json
+from f3rm_verify.verification import compare_with_baseline
+
+SCHEMA = Draft202012Validator(json.loads(schema_text()))
 
 #: As in a file name that is not UTF-8, with markup and a terminal escape.
 ODD_NAME = 'a/"b"\\\x1b[2J\udcff\u2028<script>深度'
@@ -105,11 +115,47 @@ trees = st.recursive(
 )
 
 
+objects = st.dictionaries(st.text(), plain, max_size=3)
+texts = st.lists(st.text(), max_size=3).map(tuple)
+numbers = st.integers()
+firsts = st.builds(
+    FirstDivergence,
+    rank=numbers,
+    step=numbers | st.none(),
+    last_equal_step=numbers | st.none(),
+    stage=st.none() | st.text(),
+    subject=st.text(),
+    operator=st.none() | st.text(),
+    cause=st.text(),
+    remedy=st.text(),
+    evidence=texts,
+    growth=objects,
+    reproduce=st.text(),
+)
+results = st.builds(
+    Result,
+    tool=objects,
+    outcome=st.sampled_from(Outcome),
+    reasons=texts,
+    reference=objects,
+    candidate=objects,
+    candidates=st.lists(objects, max_size=2).map(tuple),
+    pairs=numbers,
+    steps=numbers | st.none(),
+    not_recorded=texts,
+    policy=objects,
+    first_divergence=firsts | st.none(),
+    control=objects | st.none(),
+    seeding=objects,
+    root=trees,
+)
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(root=trees, outcome=st.sampled_from(Outcome), reasons=st.lists(st.text(), max_size=3))
-def test_round_trip_of_any_tree(path: Path, root: Difference, outcome: Outcome, reasons: list[str]) -> None:
-    result = dataclasses.replace(make_result(), root=root, outcome=outcome, reasons=tuple(reasons))
+@given(result=results)
+def test_any_result_is_as_the_schema_says_and_comes_back(path: Path, result: Result) -> None:
     write_json(result, path)
+    SCHEMA.validate(json.loads(path.read_bytes()))
     assert read_json(path).to_dict() == result.to_dict()
 
 
@@ -185,12 +231,12 @@ def test_a_pipe_is_not_replaced(path: Path) -> None:
         (b"[" * 101 + b"]" * 101, "nested too deeply"),
         (b'{"children":' * 150 + b"1" + b"}" * 150, "nested too deeply"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "not JSON"),
-        (b"[]", "holds list, not an object"),
-        (b"null", "holds null, not an object"),
+        (b"[]", "the file is array, expected object"),
+        (b"null", "the file is null, expected object"),
         (b"{}", "'schema_version' is missing"),
         (b'{"schema_version": 2}', "schema_version is 2, this version reads 1"),
-        (b'{"schema_version": "1"}', "schema_version is str, expected int"),
-        (b'{"schema_version": true}', "schema_version is bool, expected int"),
+        (b'{"schema_version": "1"}', "schema_version is string, expected integer"),
+        (b'{"schema_version": true}', "schema_version is boolean, expected integer"),
         (b'{"schema_version": 1}', "'tool' is missing"),
     ],
 )
@@ -253,6 +299,56 @@ WRONG: dict[type, tuple[Any, ...]] = {
 PLACES = list(places(make_result().to_dict()))
 
 
+#: Words of JSON Schema that `read_json` follows; a description binds nobody.
+KNOWN = {"type", "const", "enum", "properties", "required", "additionalProperties", "items", "description"}
+
+
+def refusal(path: Path, data: Any) -> str:
+    """What the reader has against it; "" where it reads it."""
+    path.write_text(json.dumps(data))
+    try:
+        read_json(path)
+    except UsageError as error:
+        assert "is no result file" in str(error)
+        return str(error)
+    return ""
+
+
+def different() -> FakeRun:
+    run = FakeRun()
+    run.scalars[LOSS][4] = float("nan")
+    run.renders[IMAGES[0]]["rgb"][0, 0, 0] += 1
+    return run
+
+
+def unfinished() -> FakeRun:
+    run = FakeRun()
+    run.manifest["completion"] = None
+    return run
+
+
+def several(path: Path) -> Result:
+    runs = {f"candidate-{number}": run.write(path / str(number)) for number, run in enumerate((FakeRun(), different()))}
+    return compare_runs(FakeRun().write(path / "reference"), runs, policy=DIFF_POLICY)
+
+
+def against_a_baseline(path: Path) -> Result:
+    run = FakeRun().write(path / "recorded")
+    write_baseline(path / "b.json", make_baseline(run, path / "b.json", policy=RUN_POLICY, runs=2))
+    return compare_with_baseline(read_baseline(path / "b.json"), different().write(path / "checked"), reproduce="")
+
+
+REAL: dict[str, Callable[[Path], Result]] = {
+    "reproducible": lambda path: compare_fakes(path, FakeRun(), FakeRun()),
+    "diverged": lambda path: compare_fakes(path, FakeRun(), different()),
+    "inconclusive": lambda path: compare_fakes(path, FakeRun(), unfinished()),
+    "plain": lambda path: compare_fakes(path, plain_run(), plain_run()),
+    "ranks": lambda path: compare_fakes(path, run_of_ranks(), run_of_ranks()),
+    "several": several,
+    "baseline": against_a_baseline,
+}
+
+
 def parent_of(data: Any, place: tuple[Any, ...]) -> Any:
     for key in place[:-1]:
         data = data[key]
@@ -268,9 +364,8 @@ def test_every_value_of_another_type_is_refused(path: Path, place: tuple[Any, ..
             continue
         data = copy.deepcopy(good)
         parent_of(data, place)[place[-1]] = wrong
-        path.write_text(json.dumps(data))
-        with pytest.raises(UsageError, match="is no result file"):
-            read_json(path)
+        assert refusal(path, data)
+        assert wrong == 1.0 or not SCHEMA.is_valid(data)  # 1.0 is an integer to JSON Schema
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
@@ -281,16 +376,83 @@ def test_every_key_is_needed(path: Path, place: tuple[Any, ...]) -> None:
         parent.append(None)
     else:
         del parent[place[-1]]
-    path.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match=r"is missing|expected"):
-        read_json(path)
+    assert re.search("is missing|expected", refusal(path, data))
+    assert not SCHEMA.is_valid(data)
 
 
-@pytest.mark.parametrize("code", [0, 3, True])
-def test_an_exit_code_of_another_verdict_is_refused(path: Path, code: int) -> None:
-    path.write_text(json.dumps({**make_result().to_dict(), "exit_code": code}))
-    with pytest.raises(UsageError, match="exit_code"):
-        read_json(path)
+@pytest.mark.parametrize("place", [(), ("root",), ("root", "children", 0), ("first_divergence",)])
+def test_no_key_is_added(path: Path, place: tuple[Any, ...]) -> None:
+    data = make_result().to_dict()
+    parent_of(data, (*place, "more"))["more"] = 1
+    assert "has the unknown key 'more'" in refusal(path, data)
+    assert not SCHEMA.is_valid(data)
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.parametrize("code", [0, 1, 2, 3])
+def test_an_exit_code_of_another_verdict_is_refused(path: Path, outcome: Outcome, code: int) -> None:
+    data = {**make_result().to_dict(), "verdict": outcome.value, "exit_code": code}
+    assert SCHEMA.is_valid(data) == (code == outcome.exit_code)
+    assert ("exit_code" in refusal(path, data)) == (code != outcome.exit_code)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.sampled_from(PLACES), value=plain | st.sampled_from([*Verdict, *Outcome]))
+def test_the_schema_and_the_reader_agree(path: Path, place: tuple[Any, ...], value: Any) -> None:
+    assume(not (isinstance(value, float) and value.is_integer()))
+    data = make_result().to_dict()
+    parent_of(data, place)[place[-1]] = value
+    assert SCHEMA.is_valid(data) == (refusal(path, data) == "")
+
+
+class TestSchema:
+    def test_it_is_one(self) -> None:
+        Draft202012Validator.check_schema(SCHEMA.schema)
+
+    def test_it_says_what_is_written(self) -> None:
+        written, rules = make_result().to_dict(), SCHEMA.schema["$defs"]
+        for rule, data in (
+            (SCHEMA.schema, written),
+            (rules["first_divergence"], written["first_divergence"]),
+            (rules["difference"], written["root"]),
+        ):
+            assert list(rule["properties"]) == rule["required"] == list(data)
+            assert rule["additionalProperties"] is False
+        assert SCHEMA.schema["properties"]["verdict"]["enum"] == [outcome.value for outcome in Outcome]
+        assert rules["difference"]["properties"]["verdict"]["enum"] == [verdict.value for verdict in Verdict]
+        assert SCHEMA.schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
+
+    def test_it_uses_only_words_that_the_reader_knows(self) -> None:
+        head = {"$schema", "$id", "$defs", "title", "oneOf"}
+        rules = [{key: value for key, value in SCHEMA.schema.items() if key not in head}]
+        rules += SCHEMA.schema["$defs"].values()
+        for rule in rules:
+            rules += rule.get("properties", {}).values()
+            rules += [rule["items"]] if "items" in rule else []
+            if "$ref" in rule:
+                assert rule.keys() == {"$ref"} and rule["$ref"].removeprefix("#/$defs/") in SCHEMA.schema["$defs"]
+                continue
+            assert rule.keys() <= KNOWN
+            assert {rule["type"]} if isinstance(rule["type"], str) else {*rule["type"]} <= {*json_report._TYPES}
+            assert ("properties" in rule) == ("required" in rule) == ("additionalProperties" in rule)
+        assert len(rules) > 30
+
+    @pytest.mark.parametrize("name", RESULTS)
+    def test_results_of_every_kind(self, path: Path, name: str) -> None:
+        write_json(RESULTS[name](), path)
+        SCHEMA.validate(json.loads(path.read_bytes()))
+
+    @pytest.mark.parametrize("kind", REAL)
+    def test_real_results(self, tmp_path: Path, kind: str) -> None:
+        write_json(REAL[kind](tmp_path / "runs"), tmp_path / "r.json")
+        SCHEMA.validate(json.loads((tmp_path / "r.json").read_bytes()))
+        assert read_json(tmp_path / "r.json").to_dict()
+
+    def test_the_command_prints_it(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr("sys.argv", ["f3rm-verify", "schema"])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        assert json.loads(capsys.readouterr().out) == SCHEMA.schema
 
 
 def test_a_long_reason_is_cut(path: Path) -> None:
