@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ def write_junit(result: Result, path: Path) -> None:
 def junit_xml(result: Result) -> bytes:
     """The report; the same bytes each time, because durations and clock times are left out."""
     suite = TestSuite("f3rm-verify")
+    for label, text in (("compared", words.conditions_line(result)), *words.run_lines(result)):
+        suite.add_property(label, _text(text))
     suite.add_testcase(_whole(result))
     for pair, node in words.pairs_of(result):
         prefix = f"{pair}." if result.pairs > 1 else ""
@@ -34,7 +37,10 @@ def junit_xml(result: Result) -> bytes:
             suite.add_testcase(_case(name, artefact, decides=result.outcome.exit_code != 0))
     xml = JUnitXml("f3rm-verify")
     xml.add_testsuite(suite)
-    return bytes(xml.tostring())  # type: ignore[no-untyped-call]
+    xml.update_statistics()  # type: ignore[no-untyped-call]
+    written = io.BytesIO()
+    xml.write(written, pretty=True)
+    return written.getvalue()
 
 
 def _whole(result: Result) -> TestCase:

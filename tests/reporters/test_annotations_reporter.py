@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from example_results import RESULTS
 from fake_runs import LOSS, FakeRun, compare_fakes
+from golden_files import check_golden
 
 from f3rm_verify.difference import Result
 from f3rm_verify.reporters.annotations import github_annotations
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_golden(name: str) -> None:
+    check_golden(f"annotations_{name}.txt", "".join(f"{line}\n" for line in github_annotations(RESULTS[name]())))
 
 
 def differing(name: str = LOSS) -> tuple[FakeRun, FakeRun]:

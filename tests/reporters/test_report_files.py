@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_results import RESULTS
+from golden_files import check_golden
+from lxml import etree
 
 from f3rm_verify.difference import Difference, FirstDivergence, Outcome, Result, Verdict
 from f3rm_verify.errors import UsageError
@@ -27,6 +30,7 @@ OUTCOMES = {
     Outcome.DIVERGED: Verdict.DIFFERENT,
     Outcome.INCONCLUSIVE: Verdict.UNREADABLE,
 }
+JUNIT_SCHEMA = Path(__file__).parent.parent / "junit.xsd"
 WRITERS = {"html": write_html, "junit": write_junit, "markdown": write_markdown}
 
 
@@ -62,6 +66,10 @@ def first_of(name: str) -> FirstDivergence:
     return FirstDivergence(step=3, last_equal_step=2, stage="loss", subject=name, evidence=(name,), reproduce=name)
 
 
+def assert_junit(content: bytes) -> None:
+    etree.XMLSchema(etree.parse(JUNIT_SCHEMA)).assertValid(etree.fromstring(content))
+
+
 @pytest.mark.parametrize("outcome", Outcome)
 @pytest.mark.parametrize("kind", WRITERS)
 def test_the_same_bytes_again_from_the_result_file(tmp_path: Path, outcome: Outcome, kind: str) -> None:
@@ -95,14 +103,17 @@ class TestJunit:
         suites = ElementTree.fromstring(junit_xml(result_of(outcome)))
         suite = suites[0]
         assert (suites.tag, suite.tag) == ("testsuites", "testsuite")
-        assert [case.get("name") for case in suite] == ["verdict", "curves"]
-        assert {case.tag for case in suite} == {"testcase"}
-        assert all(case.get("classname") and {part.tag for part in case} <= {"failure", "error"} for case in suite)
+        assert [case.get("name") for case in suite.iter("testcase")] == ["verdict", "curves"]
+        assert {part.tag for case in suite.iter("testcase") for part in case} <= {"failure", "error"}
         assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", str(failures), str(errors))
 
     def test_each_pair_has_its_cases(self) -> None:
         suite = ElementTree.fromstring(junit_xml(result_of(Outcome.DIVERGED, pairs=2)))[0]
-        assert [case.get("name") for case in suite] == ["verdict", "candidate-0.curves", "candidate-1.curves"]
+        assert [case.get("name") for case in suite.iter("testcase")] == [
+            "verdict",
+            "candidate-0.curves",
+            "candidate-1.curves",
+        ]
 
     def test_what_was_not_required_fails_no_good_verdict(self) -> None:
         other = result_of(Outcome.DIVERGED).root
@@ -113,10 +124,43 @@ class TestJunit:
     def test_names_are_text(self) -> None:
         suite = ElementTree.fromstring(junit_xml(result_of(Outcome.DIVERGED, name=HOSTILE)))[0]
         assert "<script>alert(1)</script>" in "".join(suite.itertext())
-        assert {node.tag for node in suite.iter()} == {"testsuite", "testcase", "failure"}
+        assert {node.tag for node in suite.iter()} == {*("testsuite", "testcase", "failure", "properties", "property")}
+
+    @pytest.mark.parametrize("name", RESULTS)
+    def test_it_is_what_ci_services_read(self, name: str) -> None:
+        assert_junit(junit_xml(RESULTS[name]()))
+
+    @pytest.mark.parametrize("outcome", Outcome)
+    def test_so_it_is_whatever_the_names_are(self, outcome: Outcome) -> None:
+        assert_junit(junit_xml(result_of(outcome, name=HOSTILE, count=40, pairs=3)))
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ('tests="', 'tests="-'),
+            ('<testcase name="verdict"', "<testcase"),
+            ("<failure ", "<failure><error/></failure><failure "),
+            ("testsuites", "suites"),
+            ('name="curves"', 'name="verdict"'),
+            ('time="0"', 'time="soon"'),
+        ],
+    )
+    def test_the_schema_can_fail(self, old: str, new: str) -> None:
+        text = junit_xml(result_of(Outcome.DIVERGED)).decode()
+        assert old in text
+        with pytest.raises((etree.DocumentInvalid, etree.XMLSyntaxError)):
+            assert_junit(text.replace(old, new).encode())
+
+    @pytest.mark.parametrize("name", RESULTS)
+    def test_golden(self, name: str) -> None:
+        check_golden(f"junit_{name}.xml", junit_xml(RESULTS[name]()).decode("utf8"))
 
 
 class TestMarkdown:
+    @pytest.mark.parametrize("name", RESULTS)
+    def test_golden(self, name: str) -> None:
+        check_golden(f"markdown_{name}.md", markdown(RESULTS[name]()))
+
     @pytest.mark.parametrize("outcome", Outcome)
     def test_verdict_first(self, outcome: Outcome) -> None:
         text = markdown(result_of(outcome))
