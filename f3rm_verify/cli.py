@@ -22,6 +22,7 @@ from f3rm_verify.streams import unfailing
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from f3rm_verify.assets import Assets
     from f3rm_verify.difference import Result
     from f3rm_verify.ns_train import TrainingRequest
     from f3rm_verify.verification import Trained
@@ -156,9 +157,11 @@ def run(
     sides = sides_of(request.seed, runs=runs, control=control)
     trained = _train(request, sides, fresh=fresh_features)
     judged_by = judged_by.without("trace") if trace is TraceMode.off else judged_by
-    result = compare_trained(trained, policy=judged_by, reproduce=_command_line())
+    json_file = json_file or request.output / "result.json"
+    assets = _assets_for(json_file)
+    result = compare_trained(trained, policy=judged_by, reproduce=_command_line(), assets=assets)
     reports = {"html": html, "junit": junit, "markdown": markdown}
-    _report(result, _console(), json_file or request.output / "result.json", reports)
+    _report(result, _console(), json_file, reports, assets=assets)
 
 
 def _train(request: TrainingRequest, sides: Mapping[str, int], *, fresh: bool = False) -> Trained:
@@ -207,14 +210,16 @@ def diff(
     from f3rm_verify.policy_file import find_policy
     from f3rm_verify.run_dir import RunDir
 
+    assets = _assets_for(json_file, html)
     result = compare_runs(
         RunDir.open(reference),
         {"candidate": RunDir.open(candidate)},
         policy=find_policy(DIFF_POLICY, policy),
         only=[name.value for name in only or ()],
         reproduce=_command_line(),
+        assets=assets,
     )
-    _report(result, _console(), json_file, {"html": html, "junit": junit, "markdown": markdown})
+    _report(result, _console(), json_file, {"html": html, "junit": junit, "markdown": markdown}, assets=assets)
 
 
 @app.command(
@@ -490,7 +495,9 @@ def check(
         json_file = json_file or request.output / "result.json"
     if found.runs == 1:
         _say(f"{file} was recorded from one run: a difference need not come from a change since then.")
-    _report(compare_with_baseline(found, run, reproduce=_command_line(), trouble=trouble), _console(), json_file)
+    assets = _assets_for(json_file)
+    result = compare_with_baseline(found, run, reproduce=_command_line(), trouble=trouble, assets=assets)
+    _report(result, _console(), json_file, assets=assets)
 
 
 @app.command()
@@ -535,7 +542,8 @@ def report(
     """Show a result again and make any report of it; exits like its verdict."""
     from f3rm_verify.reporters.json_report import read_json
 
-    _report(read_json(result), _console(), json_file, {"html": html, "junit": junit, "markdown": markdown})
+    reports = {"html": html, "junit": junit, "markdown": markdown}
+    _report(read_json(result), _console(), json_file, reports, assets=_assets_for(result))
 
 
 @app.command(name="annotations")
@@ -570,22 +578,43 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _assets_for(json_file: Path | None, html: Path | None = None) -> Assets:
+    """Where curves and pictures are kept: beside the result file, else in the page's directory, else nowhere."""
+    from f3rm_verify.assets import Assets, assets_folder
+
+    if json_file is not None:
+        return Assets(assets_folder(json_file))
+    return Assets(None if html is None else html / "assets")
+
+
 def _report(
-    result: Result, console: Console, json_file: Path | None, reports: Mapping[str, Path | None] | None = None
+    result: Result,
+    console: Console,
+    json_file: Path | None,
+    reports: Mapping[str, Path | None] | None = None,
+    *,
+    assets: Assets | None = None,
 ) -> NoReturn:
-    """Shows the result and exits like it. A file that cannot be written hides no verdict, and is never a success."""
+    """Shows the result and exits like it. A file that cannot be written hides no verdict, and is never a success.
+
+    Curves and pictures that cannot be kept are told, and reports show placeholders for them.
+    """
     from f3rm_verify.reporters.terminal import render_terminal
 
-    problems = _write_reports(result, {"json": json_file, **(reports or {})})
+    assets = assets or _assets_for(None)
+    problems = _write_reports(result, {"json": json_file, **(reports or {})}, assets)
     shown = None if "json" in problems else json_file
     render_terminal(result, console, details=8 if console.is_terminal else 20, output=shown)
     for problem in problems.values():
         _say(problem)
+    if assets.problem is not None and not problems:  # they have the same reason
+        _say(assets.problem)
     raise typer.Exit(result.outcome.exit_code or (FAILED if problems else 0))
 
 
-def _write_reports(result: Result, places: Mapping[str, Path | None]) -> dict[str, str]:
+def _write_reports(result: Result, places: Mapping[str, Path | None], assets: Assets) -> dict[str, str]:
     """Writes every report that has a place; why one could not be written, by its kind."""
+    from f3rm_verify.assets import assets_folder, settle
     from f3rm_verify.reporters.html import write_html
     from f3rm_verify.reporters.json_report import write_json
     from f3rm_verify.reporters.junit import write_junit
@@ -597,6 +626,8 @@ def _write_reports(result: Result, places: Mapping[str, Path | None]) -> dict[st
         if place is not None:
             try:
                 writers[kind](result, place)
+                if kind == "json":
+                    assets.problem = settle(result.root, assets_folder(place), assets).problem or assets.problem
             except UsageError as error:
                 problems[kind] = str(error)
     return problems

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from f3rm_verify.assets import Assets, CurvePair, keep_series
 from f3rm_verify.bits import bit_equal, difference_summary, float_difference, outside
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.errors import UnreadableError
+from f3rm_verify.picture_assets import keep_pictures
 from f3rm_verify.picture_measures import picture_difference
 from f3rm_verify.policy import Limit, Policy, judge
 from f3rm_verify.readers.events import Blob, Events, Series
@@ -24,8 +26,12 @@ TRAIN_LOSS = "Train Loss"
 Steps = NDArray[np.int64]
 
 
-def compare_curves(reference: RunDir, candidate: RunDir, *, policy: Policy) -> Difference:
-    """A node for each tag that either side has, for each event file that is broken, for each side without events."""
+def compare_curves(reference: RunDir, candidate: RunDir, *, policy: Policy, assets: Assets | None = None) -> Difference:
+    """A node for each tag that either side has, for each event file that is broken, for each side without events.
+
+    The values of scalars that differ are kept in `assets`, and those that a person wants to see in any case.
+    """
+    assets = assets or Assets()
     children: list[Difference] = []
     events: list[Events] = []
     for side, run in (("reference", reference), ("candidate", candidate)):
@@ -37,7 +43,7 @@ def compare_curves(reference: RunDir, candidate: RunDir, *, policy: Policy) -> D
             children.extend(_faults(side, run.events))
     if len(events) == 2:
         tags = sorted({tag for side in events for tag in (*side.scalars, *side.blobs)})
-        children.extend(_compare_tag(tag, *events, policy=policy) for tag in tags)
+        children.extend(_compare_tag(tag, *events, policy=policy, assets=assets) for tag in tags)
     return Difference.group(name="curves", artefact="curves", children=children)
 
 
@@ -95,7 +101,11 @@ def _faults(side: str, events: Events) -> Iterator[Difference]:
         yield _leaf(f"{side} events", Verdict.MISSING, f"the {side} has no TensorBoard events")
 
 
-def _compare_tag(tag: str, reference: Events, candidate: Events, *, policy: Policy) -> Difference:
+def _shown_in_any_case(tag: str) -> bool:
+    return tag == TRAIN_LOSS or "psnr" in tag.lower()
+
+
+def _compare_tag(tag: str, reference: Events, candidate: Events, *, policy: Policy, assets: Assets) -> Difference:
     sides = (reference, candidate)
     reason = policy.reason_to_ignore("curves", tag)
     if reason is not None:
@@ -105,11 +115,15 @@ def _compare_tag(tag: str, reference: Events, candidate: Events, *, policy: Poli
     scalars = [events.scalars.get(tag) for events in sides]
     records = [_Records(events.blobs[tag]) if tag in events.blobs else None for events in sides]
     limit = policy.limit("curves", tag)
-    if records == [None, None]:
-        return _compare_scalars(tag, *scalars, limit=limit)
     if scalars == [None, None]:
-        return _compare_records(tag, *records, limit=limit)
-    parts = (_compare_scalars("scalars", *scalars, limit=limit), _compare_records("records", *records, limit=limit))
+        return _compare_records(tag, *records, limit=limit, assets=assets)
+    name = tag if records == [None, None] else "scalars"
+    node = _compare_scalars(name, *scalars, limit=limit)
+    if node.verdict is not Verdict.IDENTICAL or _shown_in_any_case(tag):
+        node = _with_series(node, *scalars, assets=assets)
+    if records == [None, None]:
+        return node
+    parts = (node, _compare_records("records", *records, limit=limit, assets=assets))
     return Difference.group(name=tag, artefact="curves", children=parts)
 
 
@@ -186,6 +200,25 @@ def _compare_scalars(
     if differing.size:
         return _different_scalars(name, aligned, a, b, differing, limit)
     return _equal_so_far(name, "scalar", aligned)
+
+
+def _with_series(node: Difference, reference: Series | None, candidate: Series | None, *, assets: Assets) -> Difference:
+    """The node with the name of its values, where both sides have some and they are kept."""
+    if not assets.wanted or reference is None or candidate is None:
+        return node
+    aligned = _align(reference.steps, candidate.steps)
+    only_reference = np.delete(np.arange(reference.steps.size), aligned.reference)
+    only_candidate = np.delete(np.arange(candidate.steps.size), aligned.candidate)
+    series = CurvePair(
+        steps=aligned.steps,
+        reference=reference.values[aligned.reference],
+        candidate=candidate.values[aligned.candidate],
+        reference_only_steps=reference.steps[only_reference],
+        reference_only=reference.values[only_reference],
+        candidate_only_steps=candidate.steps[only_candidate],
+        candidate_only=candidate.values[only_candidate],
+    )
+    return dataclasses.replace(node, measures={**node.measures, **keep_series(assets, series)})
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
@@ -271,7 +304,7 @@ class _Records:
 
 
 def _compare_records(
-    name: str, reference: _Records | None, candidate: _Records | None, *, limit: Limit | None
+    name: str, reference: _Records | None, candidate: _Records | None, *, limit: Limit | None, assets: Assets
 ) -> Difference:
     """Compares bytes, and where the bytes of images differ, pixels, up to the first record beyond its limits."""
     if reference is None or candidate is None:
@@ -283,7 +316,7 @@ def _compare_records(
     unreadable: dict[int, str] = {}
     for index, pair in enumerate(unequal):
         try:
-            verdict, found = _record_difference(*pair, limit)
+            verdict, found = _record_difference(*pair, limit, assets)
         except UnreadableError as error:
             unreadable[pair[0][0]] = str(error)
             continue
@@ -316,7 +349,9 @@ def _different_records(name: str, aligned: _Alignment, first: Blob, found: dict[
     return _leaf(name, Verdict.DIFFERENT, summary, **measures)
 
 
-def _record_difference(reference: Blob, candidate: Blob, limit: Limit | None) -> tuple[Verdict, dict[str, Any] | None]:
+def _record_difference(
+    reference: Blob, candidate: Blob, limit: Limit | None, assets: Assets
+) -> tuple[Verdict, dict[str, Any] | None]:
     """Verdict and measures of two records whose bytes differ; no measures for images of the same pixels.
 
     Raises UnreadableError where an image cannot be decoded, since nobody can tell then whether it differs.
@@ -329,7 +364,7 @@ def _record_difference(reference: Blob, candidate: Blob, limit: Limit | None) ->
     a, b = (decode(data, f"step-{step}{_image_suffix(data)}") for data in (payload, candidate[2]))
     if (a.layout, a.values.shape, a.values.dtype) != (b.layout, b.values.shape, b.values.dtype):
         what = f"{a.layout} of shape {a.values.shape} against {b.layout} of shape {b.values.shape}"
-        return Verdict.DIFFERENT, {"what": what}
+        return Verdict.DIFFERENT, {"what": what, **keep_pictures(assets, (payload, candidate[2]), (a, b))}
     if bit_equal(a.values, b.values):
         return Verdict.IDENTICAL, None
     found = picture_difference(a.values, b.values, limits=limit)
@@ -337,6 +372,8 @@ def _record_difference(reference: Blob, candidate: Blob, limit: Limit | None) ->
     measures = dict(found.measures)
     pixels = {"n_pixels": measures.pop("n"), "n_different_pixels": measures.pop("n_different")}
     what = f"{pixels['n_different_pixels']} of {pixels['n_pixels']} pixels{note}"
+    if verdict is Verdict.DIFFERENT:
+        measures |= keep_pictures(assets, (payload, candidate[2]), (a, b), found)
     return verdict, {"what": what, **pixels, **measures}
 
 

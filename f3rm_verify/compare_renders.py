@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from f3rm_verify import bits
+from f3rm_verify.assets import Assets
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.errors import UnreadableError
-from f3rm_verify.picture_measures import picture_difference, picture_summary
+from f3rm_verify.picture_assets import keep_pictures
+from f3rm_verify.picture_measures import PictureDifference, picture_difference, picture_summary
 from f3rm_verify.policy import Limit, Policy, judge
 from f3rm_verify.readers.images import Array, Picture, decode, expected_bytes, read_file
 from f3rm_verify.render_store import normalised, to_png
@@ -37,12 +39,20 @@ _MAX_WORKERS = 4
 #: Decoded bytes from which on a picture is compared alone.
 _LARGE = 32 * 2**20
 
+#: Endings of what is no picture: digests, and the reduced copy of features, which the projection beside it shows.
+_NO_PICTURES = (".bands", ".bands.npy", ".half", ".half.npy")
+
 #: Endings of files that say less than the one beside them with the ending on the right.
 _EVIDENCE = {".half.npy": ".bands.npy", ".projection.npy": ".bands.npy", ".png": ".npy"}
 
 
-def compare_renders(reference: RunDir, candidate: RunDir, *, policy: Policy) -> Difference:
-    """The tree of all rendered outputs of either side, sorted by name; `unreadable` where neither side has any."""
+def compare_renders(
+    reference: RunDir, candidate: RunDir, *, policy: Policy, assets: Assets | None = None
+) -> Difference:
+    """The tree of all rendered outputs of either side, sorted by name; `unreadable` where neither side has any.
+
+    Pictures that differ are kept in `assets`.
+    """
     runs = (reference, candidate)
     try:
         files = tuple(run.renders for run in runs)
@@ -53,7 +63,14 @@ def compare_renders(reference: RunDir, candidate: RunDir, *, policy: Policy) -> 
         return Difference.group(name=ARTEFACT, artefact=ARTEFACT, children=(), summary="neither run has renders")
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as images, ThreadPoolExecutor(workers) as decoders:
-        pair = _Pair(runs=runs, files=files, policy=policy, decoders=decoders, one_at_a_time=threading.RLock())
+        pair = _Pair(
+            runs=runs,
+            files=files,
+            policy=policy,
+            assets=assets or Assets(),
+            decoders=decoders,
+            one_at_a_time=threading.RLock(),
+        )
         children = list(images.map(lambda node: _compare_node(pair, *node), _layout(names)))
     return Difference.group(name=ARTEFACT, artefact=ARTEFACT, children=children)
 
@@ -65,6 +82,7 @@ class _Pair:
     runs: tuple[RunDir, RunDir]
     files: tuple[Mapping[str, Path], ...]
     policy: Policy
+    assets: Assets
     decoders: Executor
     one_at_a_time: threading.RLock
 
@@ -181,8 +199,13 @@ def _compare_file(pair: _Pair, name: str, place: str, relative: str) -> Differen
 def _compare_data(pair: _Pair, name: str, place: str, data: Sequence[bytes], files: Sequence[str]) -> Difference:
     if data[0] == data[1]:
         return _identical(name, _decode("both sides", data[0], files[0]), "")
-    first, second = pair.decoders.map(_decode, SIDES, data, files)
-    return _compare_pictures(name, first, second, pair.policy.limit(ARTEFACT, place), flip=pair.policy.flip)
+    pictures = list(pair.decoders.map(_decode, SIDES, data, files))
+    limit = pair.policy.limit(ARTEFACT, place)
+    node, found = _compare_pictures(name, pictures[0], pictures[1], limit, flip=pair.policy.flip)
+    if node.verdict is Verdict.IDENTICAL or name.endswith(_NO_PICTURES):
+        return node
+    kept = keep_pictures(pair.assets, data, pictures, found, stretched=".projection" in name)
+    return dataclasses.replace(node, measures={**node.measures, **kept})
 
 
 def _read(side: str, run: RunDir, path: Path) -> bytes:
@@ -202,7 +225,8 @@ def _decode(side: str, data: bytes, name: str) -> Picture:
 
 def _compare_pictures(
     name: str, reference: Picture, candidate: Picture, limit: Limit | None, *, flip: bool
-) -> Difference:
+) -> tuple[Difference, PictureDifference | None]:
+    """The node, and how the two differ where they have one form."""
     a, b = reference.values, candidate.values
     forms = [
         {"layout": side.layout, "dtype": str(side.values.dtype), "shape": list(side.values.shape)}
@@ -212,16 +236,16 @@ def _compare_pictures(
     if unequal:
         words = (f"{key} {forms[0][key]} against {forms[1][key]}" for key in unequal)
         measures = {f"{side}_{key}": form[key] for key in unequal for side, form in zip(SIDES, forms, strict=True)}
-        return _node(name, Verdict.DIFFERENT, ", ".join(words), {**measures, "severity": 1.0})
+        return _node(name, Verdict.DIFFERENT, ", ".join(words), {**measures, "severity": 1.0}), None
     if bits.bit_equal(a, b):
-        return _identical(name, reference, "the same values in files with other bytes")
+        return _identical(name, reference, "the same values in files with other bytes"), None
     if name.endswith(".bands") and a.ndim == 2 and a.shape[1] == 16:
-        return _different_bands(name, a, b)
+        return _different_bands(name, a, b), None
     if a.ndim == 1:  # a list of numbers is no picture
         a, b = a[:, None], b[:, None]
     found = picture_difference(a, b, limits=limit, flip=flip)
     verdict, note = judge(limit, outside=found.outside, psnr=found.psnr)
-    return _node(name, verdict, f"{picture_summary(found.measures)}{note}", found.measures)
+    return _node(name, verdict, f"{picture_summary(found.measures)}{note}", found.measures), found
 
 
 def _identical(name: str, picture: Picture, summary: str) -> Difference:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from f3rm_verify import __version__
+from f3rm_verify.assets import Assets
 from f3rm_verify.compare_baseline import DIGESTED, compare_conditions, compare_digests
 from f3rm_verify.compare_checkpoints import compare_checkpoints
 from f3rm_verify.compare_curves import compare_curves
@@ -34,15 +35,19 @@ _GOOD = (Verdict.IDENTICAL, Verdict.WITHIN_TOLERANCE)
 #: Best first: difference wins over everything that could not be compared.
 _OUTCOMES = (Outcome.REPRODUCIBLE, Outcome.WITHIN_TOLERANCE, Outcome.INCONCLUSIVE, Outcome.DIVERGED)
 
-Compare = Callable[[RunDir, RunDir, Policy], Difference]
+Compare = Callable[[RunDir, RunDir, Policy, Assets], Difference]
 _COMPARATORS: Mapping[str, Compare] = {
-    "setup": lambda reference, candidate, _: compare_setup(reference, candidate),
-    "seeding": lambda reference, candidate, _: compare_seeding(reference, candidate),
-    "trace": lambda reference, candidate, _: compare_trace(reference, candidate),
-    "curves": lambda reference, candidate, policy: compare_curves(reference, candidate, policy=policy),
-    "metrics": lambda reference, candidate, policy: compare_metrics(reference, candidate, policy=policy),
-    "checkpoints": lambda reference, candidate, policy: compare_checkpoints(reference, candidate, policy=policy),
-    "renders": lambda reference, candidate, policy: compare_renders(reference, candidate, policy=policy),
+    "setup": lambda reference, candidate, *_: compare_setup(reference, candidate),
+    "seeding": lambda reference, candidate, *_: compare_seeding(reference, candidate),
+    "trace": lambda reference, candidate, *_: compare_trace(reference, candidate),
+    "curves": lambda reference, candidate, policy, assets: compare_curves(
+        reference, candidate, policy=policy, assets=assets
+    ),
+    "metrics": lambda reference, candidate, policy, _: compare_metrics(reference, candidate, policy=policy),
+    "checkpoints": lambda reference, candidate, policy, _: compare_checkpoints(reference, candidate, policy=policy),
+    "renders": lambda reference, candidate, policy, assets: compare_renders(
+        reference, candidate, policy=policy, assets=assets
+    ),
 }
 
 
@@ -66,12 +71,14 @@ def compare_runs(
     control: RunDir | None = None,
     reproduce: str = "",
     trouble: Sequence[str] = (),
+    assets: Assets | None = None,
 ) -> Result:
     """Compares every candidate (by name) with the reference; the worst pair decides.
 
     `only` names the artefacts to compare, instead of what `policy` requires. `control` was trained with another seed
     and must differ. `trouble` are sentences of the launcher about trainings that went wrong; they make the outcome
-    inconclusive at best. Raises UsageError where there is nothing to compare, or where nothing could fail.
+    inconclusive at best. Curves and pictures for the reports are kept in `assets`. Raises UsageError where there is
+    nothing to compare, or where nothing could fail.
     """
     unknown = [name for name in only if name not in ARTEFACTS]
     if unknown or not candidates:
@@ -79,7 +86,10 @@ def compare_runs(
         raise UsageError(f"{what} {', '.join(ARTEFACTS)}.")
     policy.check()
     facts = facts_of(reference)
-    pairs = [_compare_pair(name, facts, facts_of(run), policy, only, reproduce) for name, run in candidates.items()]
+    assets = assets or Assets()
+    pairs = [
+        _compare_pair(name, facts, facts_of(run), policy, only, reproduce, assets) for name, run in candidates.items()
+    ]
     control_report = None if control is None else _control(facts, facts_of(control), policy)
     outcome, reasons = _overall(pairs, control_report, trouble)
     worst = max(pairs, key=lambda pair: (_OUTCOMES.index(pair.outcome), *earliness(pair.first_divergence)))
@@ -113,11 +123,17 @@ def _root(pairs: Sequence[_Pair]) -> Difference:
 
 
 def _compare_pair(
-    name: str, reference: RunFacts, candidate: RunFacts, policy: Policy, only: Sequence[str], reproduce: str = ""
+    name: str,
+    reference: RunFacts,
+    candidate: RunFacts,
+    policy: Policy,
+    only: Sequence[str],
+    reproduce: str,
+    assets: Assets,
 ) -> _Pair:
     """All ranks of a pair; the first rank's nodes, and one node for each rank above it."""
-    own = _compare_rank(name, reference, candidate, policy, only, reproduce)
-    ranks = list(_compare_other_ranks(reference, candidate, policy, only, reproduce))
+    own = _compare_rank(name, reference, candidate, policy, only, reproduce, assets)
+    ranks = list(_compare_other_ranks(reference, candidate, policy, only, reproduce, assets))
     groups = {
         pair.name: Difference.group(name=pair.name, artefact="runs", children=pair.nodes.values()) for pair in ranks
     }
@@ -134,7 +150,7 @@ def _compare_pair(
 
 
 def _compare_other_ranks(
-    reference: RunFacts, candidate: RunFacts, policy: Policy, only: Sequence[str], reproduce: str
+    reference: RunFacts, candidate: RunFacts, policy: Policy, only: Sequence[str], reproduce: str, assets: Assets
 ) -> Iterator[_Pair]:
     """The ranks above the first that either side has, or says that it had."""
     if only and not set(only) & set(_OF_EVERY_RANK):
@@ -155,7 +171,7 @@ def _compare_other_ranks(
         first, second = (facts_of(ranks[rank]) for ranks in found)
         narrowed = dataclasses.replace(policy, required=required)
         wanted = [name for name in only if name in _OF_EVERY_RANK]
-        yield _compare_rank(f"rank {rank}", first, second, narrowed, wanted, reproduce, rank=rank)
+        yield _compare_rank(f"rank {rank}", first, second, narrowed, wanted, reproduce, assets, rank=rank)
 
 
 def _nothing_compared(name: str, candidate: RunFacts, verdict: Verdict, summary: str) -> _Pair:
@@ -178,6 +194,7 @@ def _compare_rank(
     policy: Policy,
     only: Sequence[str],
     reproduce: str,
+    assets: Assets,
     *,
     rank: int = 0,
 ) -> _Pair:
@@ -186,7 +203,7 @@ def _compare_rank(
     asked = set(only or policy.required or always)
     wanted = asked if only else asked | recorded
     found = {
-        artefact: _compare(artefact, reference.run, candidate.run, policy, recorded)
+        artefact: _compare(artefact, reference.run, candidate.run, policy, recorded, assets)
         for artefact in ARTEFACTS
         if artefact in wanted or (artefact in CONDITIONS and artefact in recorded)
     }
@@ -216,7 +233,7 @@ def _with_trace_as_information(nodes: Mapping[str, Difference]) -> dict[str, Dif
 
 
 def _compare(
-    artefact: str, reference: RunDir, candidate: RunDir, policy: Policy, recorded: frozenset[str]
+    artefact: str, reference: RunDir, candidate: RunDir, policy: Policy, recorded: frozenset[str], assets: Assets
 ) -> Difference:
     if artefact not in recorded:
         summary = "neither side recorded it"
@@ -225,22 +242,24 @@ def _compare(
     else:
         try:
             if isinstance(reference, RecordedRun):
-                node = _compare_with_recorded(artefact, reference, candidate, policy)
+                node = _compare_with_recorded(artefact, reference, candidate, policy, assets)
             else:
-                node = _COMPARATORS[artefact](reference, candidate, policy)
+                node = _COMPARATORS[artefact](reference, candidate, policy, assets)
             return without_ignored(node, policy.ignored.get(artefact, {}))
         except (UnreadableError, OSError) as error:  # a file that goes away or changes while it is read
             summary = str(error)
     return Difference(name=artefact, artefact=artefact, verdict=Verdict.UNREADABLE, summary=summary)
 
 
-def _compare_with_recorded(artefact: str, reference: RecordedRun, candidate: RunDir, policy: Policy) -> Difference:
+def _compare_with_recorded(
+    artefact: str, reference: RecordedRun, candidate: RunDir, policy: Policy, assets: Assets
+) -> Difference:
     """The same with a baseline, in which some artefacts are digests."""
     if artefact == "setup":
         return compare_conditions(reference, candidate)
     if artefact in DIGESTED:
         return compare_digests(artefact, reference, candidate, policy=policy)
-    return _COMPARATORS[artefact](reference, DigestedRun(candidate.path, policy, reference), policy)
+    return _COMPARATORS[artefact](reference, DigestedRun(candidate.path, policy, reference), policy, assets)
 
 
 def _judge(
@@ -318,7 +337,7 @@ def _one_run_twice(pairs: Sequence[_Pair]) -> Iterator[str]:
 
 def _control(reference: RunFacts, control: RunFacts, policy: Policy) -> dict[str, object]:
     """Whether a run with another seed differs, as it must, in something that the training put out."""
-    pair = _compare_pair("control", reference, control, dataclasses.replace(policy, required=None), ())
+    pair = _compare_pair("control", reference, control, dataclasses.replace(policy, required=None), (), "", Assets())
     differing = [
         name for name, node in pair.nodes.items() if name not in CONDITIONS and node.verdict is Verdict.DIFFERENT
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from f3rm_verify.assets import Assets
     from f3rm_verify.difference import Result
     from f3rm_verify.ns_train import TrainingRequest
     from f3rm_verify.verification import Trained
@@ -106,7 +107,9 @@ class AssertReproducible:
             raise _wrong(f"There are {len(runs)} run directories; give two, or one and a baseline.")
         reference, candidate = map(RunDir.open, runs)
         judged_by = find_policy(DIFF_POLICY, None if policy is None else Path(policy))
-        return compare_runs(reference, {"candidate": candidate}, policy=judged_by, only=only), self._file()
+        file = self._file()
+        sides = reference, {"candidate": candidate}
+        return compare_runs(*sides, policy=judged_by, only=only, assets=_assets(file)), file
 
     def _trainings(
         self, args: Sequence[str], policy: str | Path | None, repeat: int, control: bool, options: dict[str, Any]
@@ -120,7 +123,8 @@ class AssertReproducible:
         judged_by = find_policy(RUN_POLICY, None if policy is None else Path(policy))
         request = training_request(tuple(args), output_dir=self._output, **{"jobs": 2, **_options(options)})
         trained = _train(request, sides_of(request.seed, runs=repeat, control=control))
-        return compare_trained(trained, policy=judged_by), request.output / "result.json"
+        file = request.output / "result.json"
+        return compare_trained(trained, policy=judged_by, assets=_assets(file)), file
 
     def _with_baseline(
         self, file: Path, runs: Sequence[Path], options: dict[str, Any], args: Sequence[str]
@@ -133,19 +137,27 @@ class AssertReproducible:
         if len(runs) > 1:
             raise _wrong(f"There are {len(runs)} run directories; a baseline is compared with one.")
         if runs:
-            return compare_with_baseline(baseline, RunDir.open(runs[0])), self._file()
+            place = self._file()
+            return compare_with_baseline(baseline, RunDir.open(runs[0]), assets=_assets(place)), place
         allowed = {"data", "load_config", "ns_train", "stall_timeout"}
         if args or options.keys() - allowed:
             raise _wrong(f"A baseline says itself what to train; besides, give only {', '.join(sorted(allowed))}.")
         request = baseline_request(baseline, output_dir=self._output, **_options(options))
         trained = _train(request, {"candidate": request.seed})
-        result = compare_with_baseline(baseline, trained.runs["candidate"], trouble=trained.trouble)
-        return result, request.output / "result.json"
+        place = request.output / "result.json"
+        candidate = trained.runs["candidate"]
+        return compare_with_baseline(baseline, candidate, trouble=trained.trouble, assets=_assets(place)), place
 
     def _file(self) -> Path:
         """A name for the result that no earlier call in the same test has."""
         names = (self._output / f"result{number}.json" for number in ("", *range(2, 10_000)))
         return next(name for name in names if not name.exists())
+
+
+def _assets(file: Path) -> Assets:
+    from f3rm_verify.assets import Assets, assets_folder
+
+    return Assets(assets_folder(file))
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:

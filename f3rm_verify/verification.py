@@ -19,6 +19,7 @@ from f3rm_verify.shared_data import shared_data
 from f3rm_verify.training_log import last_lines, told_reason
 
 if TYPE_CHECKING:
+    from f3rm_verify.assets import Assets
     from f3rm_verify.baseline import Baseline
     from f3rm_verify.difference import Result
     from f3rm_verify.policy import Policy
@@ -142,7 +143,7 @@ def train(request: TrainingRequest, sides: Mapping[str, int], *, watch: Watch, f
     )
 
 
-def compare_trained(trained: Trained, *, policy: Policy, reproduce: str = "") -> Result:
+def compare_trained(trained: Trained, *, policy: Policy, reproduce: str = "", assets: Assets | None = None) -> Result:
     """The result over all that was trained, which must be something: see `Trained.nothing_to_compare`."""
     from f3rm_verify.compare_runs import compare_runs
 
@@ -154,6 +155,7 @@ def compare_trained(trained: Trained, *, policy: Policy, reproduce: str = "") ->
         control=trained.runs.get("control"),
         reproduce=reproduce,
         trouble=[*trained.trouble, *(f"the {side} run never began" for side in trained.missing)],
+        assets=assets,
     )
 
 
@@ -187,7 +189,12 @@ def baseline_request(
 
 
 def compare_with_baseline(
-    baseline: Baseline, candidate: RunDir, *, reproduce: str = "", trouble: Sequence[str] = ()
+    baseline: Baseline,
+    candidate: RunDir,
+    *,
+    reproduce: str = "",
+    trouble: Sequence[str] = (),
+    assets: Assets | None = None,
 ) -> Result:
     """What differs between a run and a baseline; inconclusive where they were made under other conditions."""
     from f3rm_verify.compare_baseline import changed_settings, not_comparable
@@ -195,7 +202,12 @@ def compare_with_baseline(
     from f3rm_verify.difference import Outcome
 
     result = compare_runs(
-        baseline.run, {"candidate": candidate}, policy=baseline.policy, reproduce=reproduce, trouble=trouble
+        baseline.run,
+        {"candidate": candidate},
+        policy=baseline.policy,
+        reproduce=reproduce,
+        trouble=trouble,
+        assets=assets,
     )
     why = not_comparable(result.root)
     if why:

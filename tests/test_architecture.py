@@ -102,11 +102,15 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
     ("recorder",): ("files", "launch_variables", "memory", "run_dir"),
     ("trace_writer",): ("errors", "recorder", "run_dir", "trace_format"),
     ("picture_measures",): ("bits",),
+    ("assets",): ("difference", "errors", "files", "readers.*"),
+    ("picture_assets",): ("assets", "picture_measures", "readers.*", "render_store"),
     ("compare_baseline",): ("baseline", "difference", "policy", "readers.*", "recorded_run", "run_dir"),
     (COMPARATORS,): (
+        "assets",
         "bits",
         "difference",
         "errors",
+        "picture_assets",
         "picture_measures",
         "policy",
         "readers.*",
@@ -114,7 +118,7 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
         "run_dir",
         "trace_format",
     ),
-    ("reporters", "reporters.*"): ("difference", "errors", "policy", "reporters", "reporters.*", "run_dir"),
+    ("reporters", "reporters.*"): ("assets", "difference", "errors", "policy", "reporters", "reporters.*", "run_dir"),
     ("ns_train",): ("errors", "launch_variables", "seeding_plan"),
     ("runner",): (
         "errors",
@@ -141,6 +145,7 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
         "scene",
     ),
     ("verification",): (
+        "assets",
         "baseline",
         "compare_baseline",
         "compare_runs",
