@@ -1,9 +1,11 @@
-"""What the flight recorder costs a step: steps with and without it in turn, in one process. Trains nothing.
+"""What the flight recorder costs a step: one and the same step with and without it, in one process. Trains nothing.
 
-Of the built-in preset and of nerfacto in its default size, on the built-in scene. Prints seconds of a step without the
-recorder, and the median and the middle half of the ratios of neighbouring steps, in wall time and in CPU time.
+Before each, the state is put back: steps differ in what they do (nerfacto trains its proposal networks in some of them
+only), and two of them that follow each other cannot be compared. Of the built-in preset and of nerfacto in its default
+size, on the built-in scene. Prints seconds of a step without the recorder, and the median and the middle half of the
+ratios of the pairs, in wall time and in CPU time; those of two steps without it are the control.
 
-    python benchmarks/recorder_overhead.py [--pairs 30] [--nerfacto-pairs 8] [--trace steps|tensors]
+    python benchmarks/recorder_overhead.py [--pairs 60] [--nerfacto-pairs 12] [--trace steps|tensors]
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,15 @@ from f3rm_verify.presets import SMALL
 from f3rm_verify.scene import write_scene
 
 WARM_UP = 6
+WITHOUT, WITHIN, CONTROL = "without", "with", "control"
+
+Seconds = tuple[float, float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--nerfacto-pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--nerfacto-pairs", type=int, default=12)
     parser.add_argument("--trace", choices=("steps", "tensors"), default="steps")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -40,7 +45,7 @@ def main() -> None:
         ):
             if pairs:
                 trainer = set_up(method, words, scene, Path(folder) / method)
-                report(name, *measure(trainer, Path(folder) / "trace", options.trace, pairs))
+                report(name, list(measure(trainer, Path(folder) / "trace", options.trace, pairs)))
 
 
 def set_up(method: str, words: tuple[str, ...], scene: Path, output: Path) -> Any:
@@ -59,46 +64,54 @@ def set_up(method: str, words: tuple[str, ...], scene: Path, output: Path) -> An
     return trainer
 
 
-def measure(trainer: Any, folder: Path, mode: str, pairs: int) -> tuple[list[tuple[float, float]], ...]:
-    """(wall, CPU) seconds of the steps with the recorder, and of those without it."""
-    from f3rm_verify.f3rm.cost import Stepper
+def measure(trainer: Any, folder: Path, mode: str, pairs: int) -> Iterator[dict[str, Seconds]]:
+    """(wall, CPU) seconds of each step, made three times from one state in another order each time."""
+    from f3rm_verify.f3rm.cost import train_step
     from f3rm_verify.f3rm.flight_recorder import make_recorder
+    from f3rm_verify.f3rm.snapshots import put_back, take_snapshot
 
-    stepper = Stepper(trainer, after=lambda: None)
-    for _ in range(WARM_UP):
-        stepper()
-    within, without = [], []
-    for pair in range(pairs):
-        for recorded in (True, False) if pair % 2 else (False, True):
-            if not recorded:
-                without.append(timed(stepper))
-                continue
-            recorder = make_recorder(trainer, folder, mode=mode)
-            recorder.attach()
-            recorder.end_step()  # what is recorded once, before the first step
-            recorder.flush()
-            within.append(timed(stepper, recorder.end_step, recorder.flush))
-            recorder.close(complete=False)
-    return within, without
+    def step() -> None:
+        train_step(trainer, number)
+
+    recorder = make_recorder(trainer, folder, mode=mode)
+    for number in range(WARM_UP + pairs):
+        state = take_snapshot(trainer, number)
+        kinds = [WITHOUT, WITHIN, CONTROL]
+        kinds = kinds[number % 3 :] + kinds[: number % 3]
+        found = {}
+        for kind in kinds:
+            put_back(trainer, state)
+            if kind == WITHIN:
+                recorder.attach()
+                recorder.end_step()  # what is recorded once, before the first step
+                found[kind] = timed(step, recorder.end_step)
+                recorder.detach()
+                recorder.flush()  # a training does this about once a second
+            else:
+                found[kind] = timed(step)
+        if number >= WARM_UP:
+            yield found
+    recorder.close(complete=False)
 
 
-def timed(*calls: Callable[[], object]) -> tuple[float, float]:
+def timed(*calls: Callable[[], object]) -> Seconds:
     wall, cpu = time.perf_counter(), time.process_time()
     for call in calls:
         call()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def report(name: str, within: list[tuple[float, float]], without: list[tuple[float, float]]) -> None:
+def report(name: str, steps: list[dict[str, Seconds]]) -> None:
     for number, clock in enumerate(("wall", "CPU")):
-        ratios = [a[number] / b[number] for a, b in zip(within, without, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        seconds = statistics.median(step[number] for step in without)
-        print(
-            f"{name}: {clock} time of a step {seconds:.3f} s, with the recorder {middle:.3f} of it "
-            f"(middle half {low:.3f} to {high:.3f}, {len(ratios)} pairs)",
-            flush=True,
-        )
+        seconds = statistics.median(step[WITHOUT][number] for step in steps)
+        print(f"{name}: {clock} time of a step {seconds:.3f} s")
+        for kind in (WITHIN, CONTROL):
+            ratios = [step[kind][number] / step[WITHOUT][number] for step in steps]
+            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            what = "with the recorder" if kind == WITHIN else "again without it"
+            print(
+                f"  {what}: {middle:.3f} of it (middle half {low:.3f} to {high:.3f}, {len(ratios)} pairs)", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class FlightRecorder:
         """Hangs on the parts of the trainer, and records the state before the first step."""
         trainer = self._trainer
         self._thread = threading.get_ident()
-        self._generators.drawn(all_of_numpy=True)
+        self._generators.drawn(thorough=True)
         self._open = _Frame(BEFORE_TRAINING, trainer._start_step)
         self._add_state("init")
         self._replace(trainer, "train_iteration", self._train_iteration)
@@ -129,7 +129,6 @@ class FlightRecorder:
         self._open.settled = False
         with self._phase("backward"):
             result = original(step, *others, **keywords)
-            self._look()
             for group, optimizer in self._optimizers():
                 if group not in self._open.stepped:  # it accumulates, or the gradient scaler skipped it
                     self._add_gradients(group, optimizer)
@@ -157,17 +156,11 @@ class FlightRecorder:
         return result
 
     def _before_optimizer(self, group: str, optimizer: Any, *_: Any) -> None:
-        if (
-            threading.get_ident() == self._thread
-            and self._open is not None
-            and self._phases[-1]
-            in (
-                "backward",
-                "optimizer",
-            )
-        ):
-            self._look()
-            self._phases[-1] = "optimizer"
+        at_work = self._phases[-1] in ("backward", "optimizer") and threading.get_ident() == self._thread
+        if at_work and self._open is not None:
+            if self._phases[-1] == "backward":
+                self._look()
+                self._phases[-1] = "optimizer"
             self._open.stepped.add(group)
             self._add_gradients(group, optimizer)
 
@@ -221,9 +214,9 @@ class FlightRecorder:
             self._look()
             self._phases.pop()
 
-    def _look(self, *, all_of_numpy: bool = False) -> None:
+    def _look(self, *, thorough: bool = False) -> None:
         """Records which generators the innermost phase has drawn from since the last look."""
-        drawn = self._generators.drawn(all_of_numpy=all_of_numpy)
+        drawn = self._generators.drawn(thorough=thorough)
         if self._open is not None:
             phase = self._phases[-1]
             stage = "eval" if phase == "evaluation" else "rng"
@@ -245,7 +238,7 @@ class FlightRecorder:
         if self._open is None:
             return
         self._settle()
-        self._look(all_of_numpy=True)
+        self._look(thorough=True)
         done, self._open = self._open, None
         self._recorded_stages |= done.stages
         self._waiting.append((done.kind, done.step, done.records, self._digester.fetch()))
@@ -300,6 +293,7 @@ class FlightRecorder:
         others, buffers = self._other_state(grouped)
         self._add_tensors(stage, "other parameters", "", others)
         self._add_tensors(stage, "buffers", "", buffers)
+        self._digester.forget_replaced()
 
     def _other_state(self, grouped: set[int]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
         """The parameters that no optimizer has, and the buffers; looked up anew, as a method may replace them."""
@@ -323,7 +317,9 @@ class FlightRecorder:
     def _add_tensors(self, stage: str, group: str, suffix: str, named: Iterable[tuple[str, Any]]) -> None:
         """One record for the group, or with `--trace tensors` one for each tensor."""
         if not self._tensors:
-            self._add(stage, f"{group}{suffix}", named)
+            if self._open is not None:
+                digest = self._digester.digest if stage == "grad" else self._digester.digest_lasting
+                self._open.add(stage, f"{group}{suffix}", DIGEST, digest(named))
             return
         for name, value in named:
             self._add(stage, f"{group}: {name}{suffix}", leaves(value))
@@ -362,7 +358,10 @@ class FlightRecorder:
         state = getattr(optimizer, "state", {})
         for name, value in parameters:
             # `get`: looking with [] would make an entry where there is none.
-            yield from leaves(state.get(value, {}), name)
+            for key, part in state.get(value, {}).items():
+                yield from (
+                    [(f"{name}.{key}", part)] if isinstance(part, torch.Tensor) else leaves(part, f"{name}.{key}")
+                )
 
     def _not_recorded(self) -> dict[str, str]:
         """The stages of which no step has a record, and why."""

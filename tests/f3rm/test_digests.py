@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -199,3 +200,40 @@ def test_tensors_are_found_in_what_holds_them() -> None:
 def test_devices_with_other_digests_are_told_apart() -> None:
     assert algorithm("cpu") == "xxh3_64 v1"
     assert algorithm("cuda:1") == algorithm("cuda") != algorithm("cpu")
+
+
+def replaced(tensor: torch.Tensor) -> None:
+    tensor.data = tensor.data + 1
+
+
+LASTING: dict[str, Callable[[torch.Tensor], object]] = {
+    "a value in place": lambda tensor: tensor.data.view(-1)[3].add_(1),
+    "other memory": replaced,
+    "another shape": lambda tensor: tensor.resize_(2, 12),
+    "another order": lambda tensor: setattr(tensor, "data", tensor.data.t()),
+    "another type": lambda tensor: setattr(tensor, "data", tensor.data.view(torch.int32)),
+}
+
+
+@pytest.mark.parametrize("change", LASTING)
+def test_a_lasting_tensor_is_looked_at_as_it_is_now(change: str) -> None:
+    tensor = torch.arange(24, dtype=torch.float32).reshape(4, 6).clone()
+    digester = Digester()
+    for _ in range(2):
+        assert digester.digest_lasting([("a", tensor)]) == on_cpu(("a", tensor))
+        digester.forget_replaced()
+    before = digester.digest_lasting([("a", tensor)])
+    LASTING[change](tensor)
+    assert digester.digest_lasting([("a", tensor)]) == on_cpu(("a", tensor)) != before
+    digester.forget_replaced()
+    assert digester.digest_lasting([("b", tensor)]) == on_cpu(("b", tensor))
+
+
+def test_a_tensor_that_is_gone_is_let_go() -> None:
+    digester, tensor = Digester(), torch.zeros(10)
+    gone = weakref.ref(tensor)
+    digester.digest_lasting([("a", tensor)])
+    digester.forget_replaced()
+    del tensor
+    digester.forget_replaced()
+    assert gone() is None

@@ -47,7 +47,7 @@ def test_a_draw_is_noticed_once_and_where_it_was(draw: str) -> None:
     before = watched.seen[name]
     for _ in range(3):
         function()
-        (found,) = watched.drawn(all_of_numpy=True).items()
+        (found,) = watched.drawn(thorough=True).items()
         assert found[0] == name
         assert found[1] != before
         before = found[1]
@@ -59,19 +59,28 @@ def test_the_second_of_a_pair_of_normal_numbers(monkeypatch: pytest.MonkeyPatch)
     np.random.randn()
     assert list(watched.drawn()) == ["numpy"]
     np.random.randn()
-    assert list(watched.drawn(all_of_numpy=True)) == ["numpy"]
+    assert list(watched.drawn(thorough=True)) == ["numpy"]
     random.gauss(0, 1)
     assert list(watched.drawn()) == ["python"]
     random.gauss(0, 1)
     assert list(watched.drawn()) == ["python"]
+
+
+@pytest.mark.parametrize("words", [623, 624, 625, 1248])
+def test_as_many_draws_as_there_are_words_are_noticed(words: int) -> None:
+    watched = Generators()
+    for _ in range(words):
+        random.getrandbits(32)
+    np.random.randint(0, 2**32, words, dtype=np.uint32)
+    assert set(watched.drawn()) == {"python", "numpy"}
 
 
 def test_equal_states_have_equal_digests_in_another_process_and_without_the_short_cuts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = Generators().seen
-    monkeypatch.setattr(module, "_raw_python_state", lambda: None)
-    monkeypatch.setattr(module, "_raw_numpy_state", lambda: None)
+    monkeypatch.setattr(module, "_python_mark", lambda: None)
+    monkeypatch.setattr(module, "_numpy_mark", lambda: None)
     watched = Generators()
     assert watched.seen == first
     random.random()
@@ -82,11 +91,11 @@ def test_equal_states_have_equal_digests_in_another_process_and_without_the_shor
 def test_looking_draws_nothing() -> None:
     states: Any = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
     watched = Generators()
-    watched.drawn(all_of_numpy=True)
+    watched.drawn(thorough=True)
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index]
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
 def test_python_keeps_its_state_where_it_is_looked_for() -> None:
-    assert module._raw_python_state() is not None
+    assert module._python_mark() is not None
