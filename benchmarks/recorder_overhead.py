@@ -11,12 +11,13 @@ ratios of the pairs, in wall time and in CPU time; those of two steps without it
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from f3rm_verify.presets import SMALL
 from f3rm_verify.scene import write_scene
 
 WARM_UP = 6
-WITHOUT, WITHIN, CONTROL = "without", "with", "control"
+WITHOUT, WITHIN, CONTROL = "without the recorder", "with it", "without it again"
 
 Seconds = tuple[float, float]
 
@@ -65,33 +66,39 @@ def set_up(method: str, words: tuple[str, ...], scene: Path, output: Path) -> An
 
 
 def measure(trainer: Any, folder: Path, mode: str, pairs: int) -> Iterator[dict[str, Seconds]]:
-    """(wall, CPU) seconds of each step, made three times from one state in another order each time."""
-    from f3rm_verify.f3rm.cost import train_step
+    """(wall, CPU) seconds of each step: without the recorder, with it, and without it again."""
     from f3rm_verify.f3rm.flight_recorder import make_recorder
-    from f3rm_verify.f3rm.snapshots import put_back, take_snapshot
-
-    def step() -> None:
-        train_step(trainer, number)
 
     recorder = make_recorder(trainer, folder, mode=mode)
-    for number in range(WARM_UP + pairs):
-        state = take_snapshot(trainer, number)
-        kinds = [WITHOUT, WITHIN, CONTROL]
-        kinds = kinds[number % 3 :] + kinds[: number % 3]
-        found = {}
-        for kind in kinds:
-            put_back(trainer, state)
-            if kind == WITHIN:
-                recorder.attach()
-                recorder.end_step()  # what is recorded once, before the first step
-                found[kind] = timed(step, recorder.end_step)
-                recorder.detach()
-                recorder.flush()  # a training does this about once a second
-            else:
-                found[kind] = timed(step)
-        if number >= WARM_UP:
-            yield found
+
+    def recorded(step: Callable[[], None]) -> Seconds:
+        recorder.attach()
+        recorder.end_step()  # what is recorded once, before the first step
+        found = timed(step, recorder.end_step)
+        recorder.detach()
+        recorder.flush()  # a training does this about once a second
+        return found
+
+    yield from same_steps(trainer, {WITHOUT: timed, WITHIN: recorded, CONTROL: timed}, pairs, warm_up=WARM_UP)
     recorder.close(complete=False)
+
+
+def same_steps(
+    trainer: Any, ways: Mapping[str, Callable[[Callable[[], None]], Seconds]], count: int, *, warm_up: int
+) -> Iterator[dict[str, Seconds]]:
+    """What each way of timing a step finds of one step after the other, each from one state, in turning order."""
+    from f3rm_verify.f3rm.cost import train_step
+    from f3rm_verify.f3rm.snapshots import put_back, take_snapshot
+
+    for number in range(warm_up + count):
+        state = take_snapshot(trainer, number)
+        turn = number % len(ways)
+        found = {}
+        for way in [*ways, *ways][turn : turn + len(ways)]:
+            put_back(trainer, state)
+            found[way] = ways[way](functools.partial(train_step, trainer, number))
+        if number >= warm_up:
+            yield found
 
 
 def timed(*calls: Callable[[], object]) -> Seconds:
@@ -102,16 +109,16 @@ def timed(*calls: Callable[[], object]) -> Seconds:
 
 
 def report(name: str, steps: list[dict[str, Seconds]]) -> None:
+    """Prints the first way, and the others as shares of it."""
+    first, *others = steps[0]
     for number, clock in enumerate(("wall", "CPU")):
-        seconds = statistics.median(step[WITHOUT][number] for step in steps)
-        print(f"{name}: {clock} time of a step {seconds:.3f} s")
-        for kind in (WITHIN, CONTROL):
-            ratios = [step[kind][number] / step[WITHOUT][number] for step in steps]
+        print(
+            f"{name}: {clock} time of a step {first} {statistics.median(step[first][number] for step in steps):.3f} s"
+        )
+        for way in others:
+            ratios = [step[way][number] / step[first][number] for step in steps]
             low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            what = "with the recorder" if kind == WITHIN else "again without it"
-            print(
-                f"  {what}: {middle:.3f} of it (middle half {low:.3f} to {high:.3f}, {len(ratios)} pairs)", flush=True
-            )
+            print(f"  {way}: {middle:.3f} of it (middle half {low:.3f} to {high:.3f}, {len(ratios)} steps)", flush=True)
 
 
 if __name__ == "__main__":
