@@ -84,6 +84,14 @@ def _unknown(evidence: Evidence) -> Diagnosis:
     left = _LEFT.get(evidence.stage or "") if evidence.traced else None
     loose = find.off(evidence) and (evidence.device != "cpu" or (evidence.threads or 2) > 1)
     where = f"unknown; {left}" if left else "unknown"
+    if evidence.repeats is True:
+        return Diagnosis(
+            rule="unknown",
+            cause=f"{where}; one process that repeats the step gets one result, so it is something that a process "
+            "inherits or finds: its environment, the order of a set, files, caches, workers, a clock",
+            remedy="Start both with one environment and one PYTHONHASHSEED; look for code that goes through a set, "
+            "lists a directory, or reads a clock, the environment or the process id.",
+        )
     if loose:
         return Diagnosis(
             rule="unknown",

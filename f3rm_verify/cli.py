@@ -344,7 +344,8 @@ def explain(
     if context.meta[_REST] or any(one is not None for one in (seed, data, method, preset)):
         raise UsageError("How two runs were trained stands in them; options for a training go with --self.")
     from f3rm_verify.difference import Outcome
-    from f3rm_verify.explain_pair import compared_pair, explain_pair, plan_pair
+    from f3rm_verify.explain_pair import compared_pair, explain_pair
+    from f3rm_verify.explain_plan import plan_pair
     from f3rm_verify.ns_train import find_ns_train, method_provider
     from f3rm_verify.run_dir import RunDir
     from f3rm_verify.verification import fresh_directory

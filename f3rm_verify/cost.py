@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from f3rm_verify import __version__
-from f3rm_verify.errors import TrainingError
 from f3rm_verify.ns_train import TrainingRequest
 from f3rm_verify.run_dir import COST
-from f3rm_verify.runner import Training, Trainings, run_trainings
+from f3rm_verify.runner import Training, Trainings, read_left, run_trainings
 
 SCHEMA_VERSION = 1
 #: Of what the measuring process writes.
@@ -35,17 +33,7 @@ def measure_cost(request: TrainingRequest, *, watch: Callable[[Sequence[Training
 
 def read_cost(training: Training) -> dict[str, Any]:
     """The result, as plain data, of a process that ended well. Raises TrainingError where it left none."""
-    assert training.directory is not None
-    try:
-        measured = json.loads((training.directory / COST).read_text("utf8"))
-        if measured["schema_version"] != _MEASURED_VERSION:
-            raise ValueError
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise TrainingError(
-            f"The training left no costs that this f3rm-verify ({__version__}) can read; where --ns-train is of "
-            "another environment, install the same version there."
-        ) from error
-    return summarise(measured)
+    return summarise(read_left(training, COST, version=_MEASURED_VERSION))
 
 
 def summarise(measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from f3rm_verify.ns_train import TrainingRequest
 from f3rm_verify.readers.operators import OperatorDifference, first_operator_difference
 from f3rm_verify.run_dir import EXPLAIN, OPERATORS, RunDir
 from f3rm_verify.run_facts import facts_of
-from f3rm_verify.runner import Training, Trainings, run_trainings
+from f3rm_verify.runner import Training, Trainings, read_left, run_trainings
 
 SCHEMA_VERSION = 1
 #: The name of a process that repeats a step.
@@ -52,7 +52,10 @@ Digests = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Repeated:
-    """What repeating one step in one process showed. `difference` is None where no operator was seen to differ."""
+    """What repeating one step in one process showed. `difference` is None where no operator was seen to differ.
+
+    `recorded` are the digests of the two tries between which it was seen, else empty.
+    """
 
     step: int
     tries: tuple[Digests, ...]
@@ -60,20 +63,37 @@ class Repeated:
     not_restored: tuple[str, ...]
     left_out: tuple[str, ...]
     recorded_tries: int
-    shown: bool
+    recorded: tuple[Digests, ...]
     difference: OperatorDifference | None
     run: RunDir
 
     @property
     def differing(self) -> tuple[str, ...]:
         """What did not come out the same in every try, in causal order."""
-        names = dict.fromkeys(name for one in self.tries for name in one)
-        return tuple(sorted((n for n in names if len({one.get(n) for one in self.tries}) > 1), key=causal_order))
+        return differing_names(self.tries)
+
+    @property
+    def first(self) -> str:
+        """The name of what differs first, in the two tries that show the operator where there are any."""
+        return first_name(differing_names(self.recorded) or self.differing, self.difference)
 
     @property
     def results(self) -> int:
         """How many different results there were."""
         return len({json.dumps(one, sort_keys=True) for one in self.tries})
+
+
+def differing_names(sides: Sequence[Digests]) -> tuple[str, ...]:
+    """What is not the same on all sides, in causal order."""
+    names = {name for one in sides for name in one}
+    return tuple(sorted((n for n in names if len({one.get(n) for one in sides}) > 1), key=causal_order))
+
+
+def first_name(names: Sequence[str], difference: OperatorDifference | None) -> str:
+    """Of what differs, in causal order, the first: of several in its stage that of the operator's module, if any."""
+    module = difference.operator.module if difference else ""
+    stage = [name for name in names if stage_of(name) == stage_of(names[0])]
+    return next((name for name in stage if module and subject_of(name).startswith(module)), names[0])
 
 
 def causal_order(name: str) -> tuple[int, str]:
@@ -106,7 +126,7 @@ def repeat(request: TrainingRequest, *, side: str = SIDE, watch: Watch) -> Train
 def read_repeated(training: Training) -> Repeated:
     """What a process that repeated a step found. Raises TrainingError where it left nothing that can be read."""
     found, run = read_found(training)
-    recorded = found["recorded"] or {"tries": 0, "files": []}
+    recorded = found["recorded"] or {"tries": 0, "files": [], "digests": []}
     files = [run.path / OPERATORS / name for name in recorded["files"]]
     return Repeated(
         step=found["step"],
@@ -115,7 +135,7 @@ def read_repeated(training: Training) -> Repeated:
         not_restored=tuple(found["not_restored"]),
         left_out=tuple(found["left_out"]),
         recorded_tries=recorded["tries"],
-        shown=bool(files),
+        recorded=tuple(recorded["digests"]),
         difference=first_operator_difference(files[0], files[1]) if files else None,
         run=run,
     )
@@ -123,16 +143,8 @@ def read_repeated(training: Training) -> Repeated:
 
 def read_found(training: Training) -> tuple[dict[str, Any], RunDir]:
     """What a process that executed steps again wrote, and where. Raises TrainingError where it is nothing."""
+    found = read_left(training, EXPLAIN, version=SCHEMA_VERSION)
     assert training.directory is not None
-    try:
-        found = json.loads((training.directory / EXPLAIN).read_text("utf8"))
-        if found["schema_version"] != SCHEMA_VERSION:
-            raise ValueError
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise TrainingError(
-            f"The training left nothing that this f3rm-verify ({__version__}) can read; where --ns-train is of "
-            "another environment, install the same version there."
-        ) from error
     return found, RunDir(training.directory)
 
 
@@ -140,7 +152,7 @@ def self_result(repeated: Repeated, *, reproduce: str) -> Result:
     """Whether the step is deterministic, as a result like that of runs: each try is compared with the first."""
     outcome, reasons = _judge(repeated)
     facts = facts_of(repeated.run)
-    side = {**facts.describe(), "steps": 1, "step": repeated.step}
+    side = {**facts.describe(), "steps": 1, "step": repeated.step, "tries": len(repeated.tries)}
     pairs = [_try_node(f"try {number}", repeated.tries[0], one) for number, one in enumerate(repeated.tries[1:], 2)]
     first = _first_of(repeated, reproduce) if outcome is Outcome.DIVERGED else None
     return Result(
@@ -193,22 +205,19 @@ def _try_node(name: str, first: Digests, other: Digests) -> Difference:
 
 
 def _first_of(repeated: Repeated, reproduce: str) -> FirstDivergence:
-    name = repeated.differing[0]
+    name = repeated.first
     first = FirstDivergence(step=repeated.step, stage=stage_of(name), subject=subject_of(name), reproduce=reproduce)
     side = side_of(facts_of(repeated.run))
     repetition = repetition_of(repeated.difference, repeats=False)
     found = diagnose(gather(first, trace=None, conditions=(), sides=(side, side), repetition=repetition))
     lines = [*_repeat_lines(repeated), *(f"also possible: {other}" for other in found.others)]
-    return dataclasses.replace(
-        first, operator=repetition.operator, cause=found.cause, remedy=found.remedy, evidence=tuple(lines)
-    )
+    operator = named(repeated.difference) if repeated.difference else None
+    return dataclasses.replace(first, operator=operator, cause=found.cause, remedy=found.remedy, evidence=tuple(lines))
 
 
 def _repeat_lines(repeated: Repeated) -> Iterator[str]:
     count = len(repeated.tries)
     yield f"one process: {count} tries of step {repeated.step} from one state gave {repeated.results} results"
-    if not repeated.differing:
-        return
     yield f"of {len(repeated.tries[0])} digests of a try, {len(repeated.differing)} are not always the same"
     if repeated.difference is not None:
         yield f"operators recorded: it showed again in try {repeated.recorded_tries}"
@@ -218,8 +227,8 @@ def _repeat_lines(repeated: Repeated) -> Iterator[str]:
 
 
 def repetition_of(difference: OperatorDifference | None, *, repeats: bool | None) -> Repetition:
-    """What the rules for causes take of an operator that differs."""
-    if difference is None:
+    """What the rules for causes take of an operator that differs: one that got something else is not the cause."""
+    if difference is None or difference.kind not in ("kernel", "memory"):
         return Repetition(repeats=repeats)
     return Repetition(operator=named(difference), module=difference.operator.module or None, repeats=repeats)
 
@@ -239,6 +248,7 @@ _KINDS: Mapping[str, str] = {
     "value": "a number that Python gave it differs",
     "memory": "it reads memory that torch made and no operator of torch wrote",
     "unseen": "it reads a tensor that something past torch's operators changed",
+    "order": "it reads the result of another operator",
     "outside": "it reads a tensor that no operator of this step made",
     "sequence": "from here on, other operators are called",
 }

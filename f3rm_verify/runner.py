@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from f3rm_verify import launch_variables
+from f3rm_verify import __version__, launch_variables
 from f3rm_verify.errors import TrainingError
 from f3rm_verify.f3rm.lifeline import lifeline_value
 from f3rm_verify.memory import REMEDY, in_words
@@ -36,7 +36,7 @@ from f3rm_verify.training_log import broken_rank, last_lines, told_reason
 _FALLBACK = "Could not load methods from environment variable"
 _POLL_SECONDS = 0.1
 #: The phases in which steps are done, one as long as another.
-STEPPING = ("training", "measuring")
+STEPPING = ("training", "measuring", "repeating")
 #: The phases in which images are done.
 COUNTING = ("extracting", "evaluating")
 
@@ -285,6 +285,21 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def read_left(training: Training, name: str, *, version: int) -> dict[str, Any]:
+    """The JSON object that a process which trained nothing left under a name in its run directory.
+
+    Raises TrainingError where there is none of this version.
+    """
+    assert training.directory is not None
+    left = _read_object(training.directory / name)
+    if left.get("schema_version") != version:
+        raise TrainingError(
+            f"The training left nothing in {Path(name).name} that this f3rm-verify ({__version__}) can read; where "
+            "--ns-train is of another environment, install the same version there."
+        )
+    return left
 
 
 def _read_status(training: Training) -> None:

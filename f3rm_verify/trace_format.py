@@ -28,6 +28,8 @@ BEFORE_TRAINING, STEP = 0, 1
 #: Subjects of one trace, and records of one frame, at most.
 MAX_SUBJECTS = 2**16 - 1
 RECORD_BYTES = 10
+#: What can be recorded: nothing, groups, or every tensor.
+MODES = ("off", "steps", "tensors")
 #: What the value of a subject can be: a digest, or the bits of a number of this type.
 DIGEST = "digest"
 NUMBERS = ("float16", "bfloat16", "float32", "float64")

@@ -203,7 +203,14 @@ class TestNeighbours:
 
     def test_a_step_that_repeats_in_one_process_is_no_race(self) -> None:
         given = {**GRAD, "device": "cpu", "threads": 2, "repeats": True, **claims(**OFF)}
-        assert diagnose(evidence(given)).rule == "unknown"
+        found = diagnose(evidence(given))
+        assert found.rule == "unknown"
+        assert "it is something that a process inherits" in found.cause
+        assert "operations that add floats" not in found.cause
+
+    def test_a_gradient_that_repeats_in_one_process_can_follow_the_hash_seed(self) -> None:
+        given = {**GRAD, "device": "cpu", "threads": 2, "repeats": True, **claims(**FREE, **OFF)}
+        assert diagnose(evidence(given)).rule == "hash-order dependence"
 
     def test_a_step_that_does_not_repeat_is_no_hash_order(self) -> None:
         assert diagnose(evidence({**LOSS, "repeats": False, **claims(**FREE)})).rule == "unknown"

@@ -1,68 +1,30 @@
-"""Two runs that diverged are executed again: what is planned, refused, tried and reported; no process is started."""
+"""Two runs that diverged are executed again: what is tried and reported; no process is started."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_runs import LOSS, FakeRun
+from fake_pair import compared, diverged_pair, plan
 
 from f3rm_verify import explain_pair as module
-from f3rm_verify.difference import Outcome, Result
-from f3rm_verify.errors import UnreadableError, UsageError
-from f3rm_verify.explain_pair import Plan, compared_pair, explain_pair, plan_pair
-from f3rm_verify.ns_train import TrainingRequest, command, request_of
-from f3rm_verify.run_dir import SNAPSHOTS, RunDir
+from f3rm_verify.difference import FirstDivergence, Outcome, Result
+from f3rm_verify.errors import UnreadableError
+from f3rm_verify.explain import Repeated
+from f3rm_verify.explain_pair import explain_pair
+from f3rm_verify.explain_plan import Plan
+from f3rm_verify.readers.operators import Operator, OperatorDifference, TensorFacts
+from f3rm_verify.run_dir import RunDir
 
 Rows = list[dict[str, Any]]
-
-
-def request(folder: Path) -> TrainingRequest:
-    return TrainingRequest(
-        seed=42,
-        iters=10,
-        data=folder,
-        method="f3rm",
-        output=folder / "out",
-        ns_train=Path("ns-train"),
-        ns_train_args=("--enable-comprehensive-seeding", "False"),
-    )
+SAME = ({"gradients/w": "a"},) * 6
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, RunDir]:
-    """Two runs of `run` that logged another loss at step 3."""
-    fakes = {}
-    for side in ("reference", "candidate"):
-        run = FakeRun()
-        run.manifest["argv"] = command(request(tmp_path), side=side, seed=42)
-        run.manifest["start"], run.manifest["end"] = 100.0, 120.0
-        run.trace = None
-        if side == "candidate":
-            run.scalars[LOSS][3] += 1
-        fakes[side] = run.write(tmp_path / side)
-    return fakes
-
-
-def compared(runs: Mapping[str, RunDir]) -> Result:
-    result = compared_pair(runs["reference"], runs["candidate"], reproduce="again")
-    assert result.outcome is Outcome.DIVERGED
-    return result
-
-
-def plan(runs: Mapping[str, RunDir], output: Path) -> Plan:
-    return plan_pair(
-        runs,
-        compared(runs),
-        output=output,
-        ns_train=Path("another/ns-train"),
-        load_config=None,
-        stall_timeout=9,
-        foreign=lambda _: False,
-    )
+    return diverged_pair(tmp_path)
 
 
 def rows(*values: str, at: int = 0) -> Rows:
@@ -76,108 +38,70 @@ def rows(*values: str, at: int = 0) -> Rows:
     return found
 
 
-def test_what_is_executed_again_is_what_was_executed(runs: dict[str, RunDir], tmp_path: Path) -> None:
-    found = plan(runs, tmp_path / "again")
-    assert (found.start, found.until, found.record, found.seconds) == (0, 5, (0, 5), 2.0)
-    for one in found.requests.values():
-        assert (one.seed, one.method, one.data) == (42, "f3rm", tmp_path)
-        assert (one.output, one.ns_train) == (tmp_path / "again", Path("another/ns-train"))
-        assert one.ns_train_args == ("--enable-comprehensive-seeding", "False")
-        assert one.variables == {"OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "42"}
-    assert "at most" in found.estimate(3)
+def one_process(step: int, tries: tuple[dict[str, str], ...], run: RunDir) -> Repeated:
+    return Repeated(
+        step=step,
+        tries=tries,
+        seconds=(0.1,) * len(tries),
+        not_restored=(),
+        left_out=(),
+        recorded_tries=0,
+        recorded=(),
+        difference=None,
+        run=run,
+    )
 
 
-def test_the_last_common_snapshot_before_the_step_is_where_it_starts(runs: dict[str, RunDir], tmp_path: Path) -> None:
-    for side, steps in (("reference", (0, 1, 2, 4)), ("candidate", (0, 2, 3, 4))):
-        (runs[side].path / SNAPSHOTS).mkdir()
-        for step in steps:
-            (runs[side].path / SNAPSHOTS / f"step-{step:09d}.pt").touch()
-    (runs["reference"].path / SNAPSHOTS / "step-000000003.pt").symlink_to(tmp_path)
-    found = plan(runs, tmp_path)
-    assert found.start == 2
-    assert {path.name for path in found.snapshots.values()} == {"step-000000002.pt"}
+def put(module: str, kind: str = "kernel") -> OperatorDifference:
+    """An operator that accumulates, in a module."""
+    grid = TensorFacts(kind="float32 cpu", sizes=(64, 2), digest="a")
+    operator = Operator(
+        number=7,
+        name="aten::index_put",
+        overload="",
+        module=module,
+        source="encodings.py:443 in forward",
+        backward="IndexBackward0",
+        kind="",
+        inputs=(grid,),
+        values=(),
+        outputs=(grid,),
+    )
+    return OperatorDifference(kind=kind, operator=operator, different_outputs=(0,))
 
 
-def test_a_manifest_sets_only_variables_that_execute_nothing() -> None:
-    variables = {
-        "LD_PRELOAD": "x.so",
-        "PYTHONSTARTUP": "x.py",
-        "PATH": "x",
-        "OMP_NUM_THREADS": "3\0",
-        "MKL_CBWR": "AVX",
-    }
-    assert module._variables({"environment": {"variables": variables, "threads": None}}) == {"MKL_CBWR": "AVX"}
-    assert module._variables({"environment": []}) == {}
+def explained(
+    runs: dict[str, RunDir],
+    patch: pytest.MonkeyPatch,
+    *executed: tuple[Rows, Rows],
+    start: int = 0,
+    operator: OperatorDifference | None = None,
+    repeated: tuple[dict[str, str], ...] = SAME,
+) -> tuple[Result, list[Plan]]:
+    """What comes of tries that gave these rows, an operator, and these tries of one process; and of each its plan."""
+    plans: list[Plan] = []
+    left = iter(executed)
 
+    def execute(plan: Plan, number: int, watch: Any) -> Any:
+        plans.append(plan)
+        sides = zip(("reference", "candidate"), next(left), strict=True)
+        return {side: ({"rows": data}, runs[side]) for side, data in sides}
 
-@pytest.mark.parametrize(
-    ("argv", "reason"),
-    [
-        (None, "does not say how it was started"),
-        (["ns-train", 7], "does not say how it was started"),
-        ([], "was not started by this f3rm-verify's run"),
-        (["ns-train", "f3rm", "--data", "x"], "was not started by this f3rm-verify's run"),
-    ],
-)
-def test_a_run_that_run_did_not_make_is_refused(tmp_path: Path, argv: Any, reason: str) -> None:
-    fakes = [FakeRun(), FakeRun()]
-    fakes[1].scalars[LOSS][3] += 1
-    for fake in fakes:
-        fake.manifest["argv"] = argv
-    runs = {name: fake.write(tmp_path / name) for name, fake in zip(("reference", "candidate"), fakes, strict=True)}
-    with pytest.raises(UsageError, match=f"The reference run.*{reason}"):
-        plan(runs, tmp_path)
-
-
-def test_a_command_comes_back_as_its_request(tmp_path: Path) -> None:
-    asked = request(tmp_path)
-    argv = command(asked, side="reference", seed=42)
-    found = request_of(argv, output=asked.output, ns_train=asked.ns_train, side="reference")
-    assert dataclasses.replace(found, ns_train_args=()) == dataclasses.replace(asked, ns_train_args=())
-    assert command(found, side="reference", seed=42) == argv
-    for changed in ([*argv, "--machine.seed", "7"], [argv[0], "--help", *argv[2:]]):
-        with pytest.raises(UsageError):
-            request_of(changed, output=asked.output, ns_train=asked.ns_train, side="reference")
-
-
-def test_data_that_are_gone_are_told(tmp_path: Path) -> None:
-    asked = dataclasses.replace(request(tmp_path), data=tmp_path / "gone")
-    argv = command(asked, side="reference", seed=42)
-    with pytest.raises(UsageError, match=r"gone, are not there any more; put them back\."):
-        request_of(argv, output=tmp_path, ns_train=tmp_path, side="reference")
+    patch.setattr(module, "_execute", execute)
+    patch.setattr(module, "first_operator_difference", lambda *_: operator)
+    patch.setattr(module, "_repeat", lambda _, step, watch: one_process(step, repeated, runs["reference"]))
+    planned = plan(runs, runs["reference"].path.parent)
+    planned = dataclasses.replace(planned, start=start, record=(start, planned.until))
+    result = explain_pair(runs, compared(runs), planned, tries=len(executed), watch=lambda _: None, reproduce="again")
+    return result, plans
 
 
 class TestTries:
-    def explained(
-        self,
-        runs: dict[str, RunDir],
-        monkeypatch: pytest.MonkeyPatch,
-        *executed: tuple[Rows, Rows],
-        start: int = 0,
-    ) -> tuple[Result, list[Plan]]:
-        """What comes of tries that gave these rows; and what was planned for each."""
-        plans: list[Plan] = []
-        left = iter(executed)
-
-        def execute(plan: Plan, number: int, watch: Any) -> Any:
-            plans.append(plan)
-            sides = zip(("reference", "candidate"), next(left), strict=True)
-            return {side: ({"rows": data}, runs[side]) for side, data in sides}
-
-        monkeypatch.setattr(module, "_execute", execute)
-        monkeypatch.setattr(module, "first_operator_difference", lambda *_: None)
-        planned = plan(runs, runs["reference"].path.parent)
-        planned = dataclasses.replace(planned, start=start, record=(start, planned.until))
-        result = explain_pair(
-            runs, compared(runs), planned, tries=len(executed), watch=lambda _: None, reproduce="again"
-        )
-        return result, plans
-
     def test_what_does_not_show_again_is_told_with_the_number_of_tries(
         self, runs: dict[str, RunDir], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         same = rows("a", "b", "c")
-        result, plans = self.explained(runs, monkeypatch, (same, same), (same, same), (same, same))
+        result, plans = explained(runs, monkeypatch, (same, same), (same, same), (same, same))
         first = result.first_divergence
         assert first is not None
         assert len(plans) == 3
@@ -192,7 +116,7 @@ class TestTries:
         self, runs: dict[str, RunDir], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         same = rows("a", "b", "c")
-        result, plans = self.explained(runs, monkeypatch, (same, same), (same, rows("a", "x", "c")))
+        result, plans = explained(runs, monkeypatch, (same, same), (same, rows("a", "x", "c")))
         first = result.first_divergence
         assert first is not None
         assert len(plans) == 2
@@ -205,7 +129,7 @@ class TestTries:
         unequal = rows("a", "b", at=2), rows("a", "b", at=2)
         unequal[1][0]["before"]["parameters/w"] = "other"
         both = rows("a", "b", "c"), rows("a", "b", "y")
-        result, plans = self.explained(runs, monkeypatch, unequal, both, start=2)
+        result, plans = explained(runs, monkeypatch, unequal, both, start=2)
         assert [one.start for one in plans] == [2, 0]
         assert result.first_divergence is not None
         assert result.first_divergence.step == 2
@@ -214,4 +138,75 @@ class TestTries:
         self, runs: dict[str, RunDir], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(UnreadableError, match="did not do the same steps"):
-            self.explained(runs, monkeypatch, (rows("a"), rows("a", at=1)))
+            explained(runs, monkeypatch, (rows("a"), rows("a", at=1)))
+
+
+class TestWhatOneProcessShows:
+    """Two processes differ at step 1; the same step, repeated in one process, does or does not."""
+
+    def first(self, runs: dict[str, RunDir], patch: pytest.MonkeyPatch, **how: Any) -> FirstDivergence:
+        result, _ = explained(runs, patch, (rows("a", "b", "c"), rows("a", "x", "c")), **how)
+        assert result.first_divergence is not None
+        return result.first_divergence
+
+    def test_several_results_are_what_the_kernels_do(
+        self, runs: dict[str, RunDir], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tries = (*SAME, {"gradients/w": "b"})
+        first = self.first(runs, monkeypatch, operator=put("w"), repeated=tries)
+        assert first.operator == "aten::index_put"
+        assert first.cause.startswith("thread-order float accumulation on the CPU: ")
+        lines = " ".join(first.evidence)
+        assert "one process: 7 tries of step 1 from one state gave 2 results, so it is what the kernels do" in lines
+        assert "in the backward (IndexBackward0) of w, from encodings.py:443 in forward" in lines
+        assert "float32 cpu 64 x 2" in lines
+        assert "do not share" not in lines
+
+    def test_one_result_is_what_the_processes_inherit_and_nothing_is_said_of_kernels(
+        self, runs: dict[str, RunDir], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = self.first(runs, monkeypatch, operator=put("w"))
+        lines = " ".join(first.evidence)
+        assert "one process: 6 tries of step 1 from one state gave the same bits" in lines
+        assert "so it is what the processes inherit" in lines
+        assert "what the processes do not share: nothing that was recorded" in lines
+        assert first.cause.startswith("unknown; one process that repeats the step gets one result")
+        assert "PYTHONHASHSEED" in first.remedy
+
+    @pytest.mark.parametrize("kind", ["value", "order", "outside", "sequence", "unseen", "draw"])
+    def test_an_operator_that_got_something_else_is_no_cause(
+        self, runs: dict[str, RunDir], monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        first = self.first(runs, monkeypatch, operator=put("w", kind))
+        assert first.operator == "aten::index_put"
+        assert first.cause.startswith("unknown; one process")
+
+    def test_a_recorded_difference_of_the_processes_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runs = diverged_pair(tmp_path, lambda run: run.manifest["environment"]["variables"].update(PYTHONHASHSEED="7"))
+        first = self.first(runs, monkeypatch, operator=put("w", "value"))
+        assert "what the processes do not share: environment.variables / PYTHONHASHSEED: " in " ".join(first.evidence)
+        assert first.cause.startswith("different hash seeds: ")
+
+    def test_what_differs_before_the_first_step_is_repeated_in_no_process(
+        self, runs: dict[str, RunDir], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pair = rows("a", "b"), rows("a", "b")
+        pair[1][0]["before"]["parameters/w"] = "other"
+        result, _ = explained(runs, monkeypatch, pair)
+        first = result.first_divergence
+        assert first is not None
+        assert (first.step, first.last_equal_step, first.stage, first.subject) == (0, None, "params", "w")
+        assert "it showed in try 1: before the first step, params of w" in first.evidence[0]
+        assert not [line for line in first.evidence if "one process:" in line]
+
+    def test_of_several_in_a_stage_the_subject_is_the_operators(
+        self, runs: dict[str, RunDir], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pair = rows("a", "b", "c"), rows("a", "x", "c")
+        for number, side in enumerate(pair):
+            side[1]["during"]["gradients/z.table"] = str(number)
+        result, _ = explained(runs, monkeypatch, pair, operator=put("z"))
+        assert result.first_divergence is not None
+        assert result.first_divergence.subject == "z.table"

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import struct
 import threading
 from collections import deque
@@ -30,9 +31,11 @@ from typing import Any
 
 import torch
 
+from f3rm_verify import launch_variables
 from f3rm_verify.f3rm.digests import Digester, Fetched, Unfinished, algorithm, items, leaves
 from f3rm_verify.f3rm.generators import Generators
-from f3rm_verify.trace_format import AFTER, BEFORE_TRAINING, DIGEST, NUMBERS, STEP
+from f3rm_verify.f3rm.refusal import refuse
+from f3rm_verify.trace_format import AFTER, BEFORE_TRAINING, DIGEST, MODES, NUMBERS, STEP
 from f3rm_verify.trace_writer import TraceWriter
 
 BETWEEN = "between steps"
@@ -396,6 +399,14 @@ class _Frame:
     def stages(self) -> set[str]:
         """Of which there is a record."""
         return {stage for stage, *_ in self.records}
+
+
+def wanted_mode() -> str:
+    """What to record, as whoever started this process says; ends it where that is no mode."""
+    mode = os.environ.get(launch_variables.TRACE) or "steps"
+    if mode not in MODES:
+        refuse(f"{launch_variables.TRACE}={mode} is none of {', '.join(MODES)}; give one of them, or leave it out.")
+    return mode
 
 
 def make_recorder(trainer: Any, run: Any, *, mode: str) -> FlightRecorder:

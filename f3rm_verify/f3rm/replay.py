@@ -130,7 +130,7 @@ def _repeat(trainer: Any, asked: Mapping[str, int], tell: Tell) -> dict[str, Any
 
 
 def _record_repeats(trainer: Any, attempt: _Attempt, most: int, step_done: Callable[[], object]) -> dict[str, Any]:
-    """Repeats with every operator recorded until one differs from the first; keeps those two."""
+    """Repeats with every operator recorded until one differs from the first; keeps those two, and their digests."""
     folder = trainer.base_dir / OPERATORS
     first = folder / "repeat-0.jsonl"
     with recorded_operators(first, trainer.pipeline):
@@ -139,13 +139,14 @@ def _record_repeats(trainer: Any, attempt: _Attempt, most: int, step_done: Calla
     for number in range(1, most):
         file = folder / f"repeat-{number}.jsonl"
         with recorded_operators(file, trainer.pipeline):
-            differs = attempt()["digests"] != reference["digests"]
+            found = attempt()
         step_done()
-        if differs:
-            return {"tries": number + 1, "files": [first.name, file.name]}
+        both = [reference["digests"], found["digests"]]
+        if both[0] != both[1]:
+            return {"tries": number + 1, "files": [first.name, file.name], "digests": both}
         file.unlink()
     first.unlink()
-    return {"tries": most, "files": []}
+    return {"tries": most, "files": [], "digests": []}
 
 
 class _Attempt:

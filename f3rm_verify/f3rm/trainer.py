@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from f3rm_verify.f3rm.cost import measure_cost, refuse_several_ranks, wanted_ste
 from f3rm_verify.f3rm.cpu_ranks import prepare_launch
 from f3rm_verify.f3rm.encoding import Encoding, choose_encoding, describe_encodings, observe_encodings, switch_encodings
 from f3rm_verify.f3rm.evaluation import check_render_budget, evaluate
-from f3rm_verify.f3rm.flight_recorder import FlightRecorder, make_recorder
+from f3rm_verify.f3rm.flight_recorder import FlightRecorder, make_recorder, wanted_mode
 from f3rm_verify.f3rm.foreign_data import only_prepares, prepare_data
 from f3rm_verify.f3rm.lifeline import watch_launcher
 from f3rm_verify.f3rm.memory_use import explained_shortage, peak_memory
@@ -102,6 +103,7 @@ class SeededTrainer:
 
     def __init__(self, config: Any, local_rank: int = 0, world_size: int = 1) -> None:
         watch_launcher()
+        wanted_mode()  # refused before anything is built
         choose_encoding(config)
         self._plan = _plan(config, local_rank)
         self._seeding = apply_seeding(self._plan, say=_say)
@@ -239,7 +241,7 @@ class SeededTrainer:
     @contextmanager
     def _traced(self, run: Path | None = None) -> Iterator[None]:
         """Inside, the flight recorder records every step, in `run`, unless the launcher wants none of it."""
-        mode = os.environ.get(launch_variables.TRACE) or "steps"
+        mode = wanted_mode()
         if mode == "off":
             yield
             return
@@ -272,7 +274,7 @@ class SeededTrainer:
         """Times steps instead of training; no step of a training is recorded as done, and no checkpoint kept."""
         self._records = False
         with explained_shortage(), self._operations.explained():
-            measure_cost(self, self._plan, recording=self._recording, tell=self._tell_measured)
+            measure_cost(self, self._plan, recording=self._recording, tell=partial(self._tell, "measuring"))
         self._recorder.complete(first_step=0, steps=0)
         self._recorder.status("done")
 
@@ -281,14 +283,14 @@ class SeededTrainer:
         self._records = False
         with explained_shortage(), self._operations.explained():
             settings = settings_of(self, seed=self._plan.base_seed)
-            run_replay(self, train=super().train, settings=settings, tell=self._tell_measured)  # type: ignore[misc]
+            run_replay(self, train=super().train, settings=settings, tell=partial(self._tell, "repeating"))  # type: ignore[misc]
         self._recorder.complete(first_step=0, steps=0)
         self._recorder.status("done")
 
-    def _tell_measured(self, done: int, steps: int) -> None:
+    def _tell(self, phase: str, done: int, steps: int) -> None:
         self._steps_measured = steps
         first = self._start_step  # type: ignore[attr-defined]
-        self._recorder.status("measuring", step=first + done - 1 if done else None, steps=first + steps)
+        self._recorder.status(phase, step=first + done - 1 if done else None, steps=first + steps)
 
     def _flush(self) -> None:
         self._recorder.flush_status()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,9 @@ class OperatorDifference:
     `kernel`: its inputs agree, its outputs differ; `draw`: the same of one that draws from a generator; `value`: a
     Python value among its arguments differs; `memory`: it reads memory in which no operator of torch wrote anything,
     which `allocated` made; `unseen`: it reads a tensor that an operator wrote, with equal bits, and that something else
-    then changed; `outside`: it reads a tensor that no operator of the step wrote; `sequence`: from here on, other
-    operators are called.
+    then changed; `order`: it reads what another operator gave, as where a sum goes through its terms in another order;
+    `outside`: it reads a tensor that no operator of the step wrote; `sequence`: from here on, other operators are
+    called.
     """
 
     kind: str
@@ -91,7 +92,6 @@ class OperatorDifference:
     input: int | None = None
     different_outputs: tuple[int, ...] = ()
     other: Operator | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def first_operator_difference(reference: Path, candidate: Path) -> OperatorDifference | None:
@@ -100,6 +100,7 @@ def first_operator_difference(reference: Path, candidate: Path) -> OperatorDiffe
     Raises UnreadableError where a recording is broken, or ended early and has no difference until then.
     """
     allocated: dict[int, Operator] = {}
+    made: dict[int, frozenset[str]] = {}
     for one, other in zip_longest(read_operators(reference), read_operators(candidate)):
         if one is None or other is None or one.call != other.call:
             return OperatorDifference(kind="sequence", operator=one or other, other=other)
@@ -107,25 +108,28 @@ def first_operator_difference(reference: Path, candidate: Path) -> OperatorDiffe
             allocated[one.number] = one
         outputs = _differing(one.outputs, other.outputs)
         if outputs:
-            return _classified(one, other, outputs, allocated)
+            return _classified(one, other, outputs, allocated, made)
+        made[one.number] = frozenset(output.digest for output in one.outputs)
     return None
 
 
 def _classified(
-    one: Operator, other: Operator, outputs: tuple[int, ...], allocated: Mapping[int, Operator]
+    one: Operator,
+    other: Operator,
+    outputs: tuple[int, ...],
+    allocated: Mapping[int, Operator],
+    made: Mapping[int, frozenset[str]],
 ) -> OperatorDifference:
+    """How two calls differ; `made` are the digests of what each operator before them gave on both sides."""
     inputs = _differing(one.inputs, other.inputs)
     if inputs:
         place = inputs[0]
-        writer = one.inputs[place].writer if place < len(one.inputs) else OUTSIDE
-        source = allocated.get(writer)
+        read = [side.inputs[place] for side in (one, other) if place < len(side.inputs)]
+        source = allocated.get(read[0].writer)
+        results = all(tensor.digest in made.get(tensor.writer, ()) for tensor in read)
+        kind = "memory" if source else "outside" if read[0].writer == OUTSIDE else "order" if results else "unseen"
         return OperatorDifference(
-            kind="memory" if source else "outside" if writer == OUTSIDE else "unseen",
-            operator=one,
-            allocated=source,
-            input=place,
-            different_outputs=outputs,
-            other=other,
+            kind=kind, operator=one, allocated=source, input=place, different_outputs=outputs, other=other
         )
     kind = "value" if one.values != other.values else "draw" if one.kind == DRAWS else "kernel"
     return OperatorDifference(kind=kind, operator=one, different_outputs=outputs, other=other)

@@ -46,7 +46,6 @@ def verdict_word(result: Result) -> str:
 
 def conditions_line(result: Result) -> str:
     """What was compared: "2 runs x 1000 steps, seed 42, f3rm, 2 threads, cpu"; where sides differ, both values."""
-    runs = f"{result.pairs + 1} run{'s' if result.pairs else ''}"
     seed, method, ranks, threads, device = (
         _values(result, key) for key in ("seed", "method", "ranks", "threads", "device")
     )
@@ -54,7 +53,7 @@ def conditions_line(result: Result) -> str:
     if method and foreign:
         method = f"{method} ({foreign})"
     parts = (
-        runs if result.steps is None else f"{runs} x {result.steps} step{'' if result.steps == 1 else 's'}",
+        _amount(result),
         seed and f"seed {seed}",
         method,
         ranks not in ("", "1") and f"{ranks} ranks",
@@ -62,6 +61,15 @@ def conditions_line(result: Result) -> str:
         device,
     )
     return ", ".join(part for part in parts if part)
+
+
+def _amount(result: Result) -> str:
+    """How much was compared: of one process that repeats a step its tries."""
+    tries, step = _word(result.reference.get("tries")), _word(result.reference.get("step"))
+    if tries and step:
+        return f"{tries} tries of step {step} in one process"
+    runs = _count(result.pairs + 1, "run")
+    return runs if result.steps is None else f"{runs} x {_count(result.steps, 'step')}"
 
 
 def _foreign_model(result: Result) -> str:
@@ -249,6 +257,8 @@ def _special(run: Mapping[str, Any]) -> str:
 
 
 def _sides(result: Result) -> list[tuple[str, Mapping[str, Any]]]:
+    if "tries" in result.reference:
+        return [("process", result.reference)]
     if result.pairs > 1 and result.candidates:
         numbered = [(f"candidate-{number}", run) for number, run in enumerate(result.candidates, 1)]
         return [("reference", result.reference), *numbered]

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 from f3rm_verify.compare_trace import compare_trace  # noqa: E402
 from f3rm_verify.difference import Difference, Verdict  # noqa: E402
 from f3rm_verify.f3rm.digests import Digester  # noqa: E402
-from f3rm_verify.f3rm.flight_recorder import make_recorder  # noqa: E402
+from f3rm_verify.f3rm.flight_recorder import make_recorder, wanted_mode  # noqa: E402
 from f3rm_verify.readers.trace import Trace  # noqa: E402
 from f3rm_verify.run_dir import RunDir  # noqa: E402
 
@@ -493,3 +493,20 @@ def generators() -> Iterator[None]:
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
+
+
+@pytest.mark.parametrize(("value", "mode"), [("", "steps"), ("steps", "steps"), ("tensors", "tensors"), ("off", "off")])
+def test_what_to_record_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch, value: str, mode: str) -> None:
+    monkeypatch.setenv("F3RM_VERIFY_TRACE", value)
+    assert wanted_mode() == mode
+
+
+@pytest.mark.parametrize("value", ["step", "Steps", "1", "tensors "])
+def test_another_word_ends_the_process_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    monkeypatch.setenv("F3RM_VERIFY_TRACE", value)
+    with pytest.raises(SystemExit) as ended:
+        wanted_mode()
+    assert ended.value.code == 2
+    assert f"F3RM_VERIFY_TRACE={value} is none of off, steps, tensors; give one of them" in capsys.readouterr().err

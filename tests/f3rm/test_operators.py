@@ -176,6 +176,27 @@ def test_what_comes_from_outside_is_told_from_what_an_operator_did(tmp_path: Pat
     assert found.kind == "sequence"
 
 
+def test_a_sum_in_another_order_is_told_from_a_kernel_and_from_what_something_else_changed(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def terms() -> list[Tensor]:
+        made = [torch.ones(3) * 0.1, torch.ones(3) * 0.7]
+        return made[::-1] if next(numbers) % 2 else made
+
+    found = difference(tmp_path, lambda: torch.sub(*terms()))
+    assert found is not None
+    assert (found.kind, found.operator.name) == ("order", "aten::sub")
+
+    def changed() -> Tensor:
+        value = torch.ones(3) * 0.1
+        value.numpy()[0] = next(numbers)
+        return value + 1
+
+    found = difference(tmp_path, changed)
+    assert found is not None
+    assert (found.kind, found.operator.name) == ("unseen", "aten::add")
+
+
 def test_a_recording_that_ends_early_is_never_equal(tmp_path: Path) -> None:
     one, two = record(tmp_path, lambda: (torch.ones(3) + 1) * 2, limit=2)
     with pytest.raises(UnreadableError, match="cut short after 2 operators"):
