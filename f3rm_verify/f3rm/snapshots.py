@@ -33,6 +33,8 @@ BUDGET = 8 * 2**30
 _SPARE = 2**30
 #: What torch keeps in a module besides its own attributes.
 _TORCH_OWN = frozenset(vars(nn.Module()))
+#: Before the state of a generator that a module has of its own.
+_GENERATOR = "torch.Generator"
 _PLAIN = (bool, int, float, str, type(None))
 
 State = dict[str, Any]
@@ -201,7 +203,7 @@ def _attributes(pipeline: nn.Module) -> tuple[dict[str, Any], list[str]]:
     left_out: list[str] = []
     for path, _, name, value in _owned(pipeline):
         if isinstance(value, torch.Generator):
-            held[f"{path}#{name}"] = value.get_state()
+            held[f"{path}#{name}"] = (_GENERATOR, value.get_state())
         elif isinstance(value, Tensor):
             if path.startswith("_model") and value.grad_fn is None:
                 held[f"{path}#{name}"] = value.detach().clone()
@@ -213,14 +215,20 @@ def _attributes(pipeline: nn.Module) -> tuple[dict[str, Any], list[str]]:
 
 
 def _put_attributes(pipeline: nn.Module, held: Mapping[str, Any]) -> None:
-    for path, owner, name, value in list(_owned(pipeline)):
-        if f"{path}#{name}" not in held:
+    """Puts attributes back, also those that a module here has not yet, as what it counts from its first step on."""
+    modules = dict(pipeline.named_modules())
+    here = {f"{path}#{name}": (owner, value) for path, owner, name, value in _owned(pipeline)}
+    for key, saved in held.items():
+        path, _, name = key.rpartition("#")
+        owner, value = here.get(key, (modules.get(path), None))
+        if owner is None:
             continue
-        saved = held[f"{path}#{name}"]
-        if isinstance(value, torch.Generator):
-            value.set_state(saved.clone())
-        elif isinstance(value, Tensor) and isinstance(saved, Tensor):
-            vars(owner)[name] = saved.to(value.device, copy=True)
+        if isinstance(saved, tuple) and saved[:1] == (_GENERATOR,):
+            own = value if isinstance(value, torch.Generator) else torch.Generator()
+            vars(owner)[name] = own.set_state(saved[1].clone())
+        elif isinstance(saved, Tensor):
+            device = value.device if isinstance(value, Tensor) else next(pipeline.parameters()).device
+            vars(owner)[name] = saved.to(device, copy=True)
         else:
             vars(owner)[name] = _plain(saved)
 
@@ -319,11 +327,11 @@ def _size(state: Mapping[str, Any]) -> int:
 
 
 def save_snapshot(state: State, folder: Path) -> Path:
-    """Writes a snapshot under the name of its step; whole or not at all."""
+    """Writes a snapshot under the name of its step; whole or not at all. Equal states are equal files."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['step']:09d}.pt"
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)  # given a path, it would write the temporary name into the file
     return path
 
 

@@ -2,7 +2,8 @@
 
 `guide` is the guide's high-performance mode, set in Python. `putting` calls an operation that has no deterministic
 implementation. `faulty` has a fault on rank 1, at step 2, in the run whose side is named in FAULTY_SIDE; `noisy` has
-one in its features.
+one in its features. `ordered` has a loss that follows the order of a set, from step 5 on; `once` has a fault at step 2
+in one process alone, the first that makes the file ONCE_MARKER.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from f3rm_verify.f3rm.model import FeatureFieldModel, FeatureFieldModelConfig
 def _method(name: str, **changes: Any) -> MethodSpecification:
     config = dataclasses.replace(copy.deepcopy(f3rm_method.config), method_name=name, **changes)
     return MethodSpecification(config=config, description=name)
+
+
+ORDERED_FROM = 5
 
 
 guide = _method("guide", seed_deterministic_algorithms=False, seed_warn_only=True, seed_cublas_workspace=False)
@@ -58,6 +62,41 @@ class FaultyDataManagerConfig(FeatureDataManagerConfig):
     _target: type = field(default_factory=lambda: FaultyDataManager)
 
 
+class OnceDataManager(FeatureDataManager):
+    def next_train(self, step: int) -> Any:
+        rays, batch = super().next_train(step)
+        if step == 2:
+            try:
+                open(os.environ["ONCE_MARKER"], "x").close()
+                batch["image"] = torch.nextafter(batch["image"], torch.tensor(2.0))  # one ulp
+            except FileExistsError:
+                pass
+        return rays, batch
+
+
+@dataclass
+class OnceDataManagerConfig(FeatureDataManagerConfig):
+    _target: type = field(default_factory=lambda: OnceDataManager)
+
+
+class OrderedModel(FeatureFieldModel):
+    steps = 0
+
+    def get_loss_dict(self, *arguments: Any, **keywords: Any) -> Any:
+        losses = super().get_loss_dict(*arguments, **keywords)
+        if self.training:
+            self.steps += 1
+            if self.steps > ORDERED_FROM:
+                parts = {f"part {number}": losses["rgb_loss"] * number for number in range(12)}
+                losses["rgb_loss"] = sum(parts[name] / (place + 1) for place, name in enumerate(set(parts)))
+        return losses
+
+
+@dataclass
+class OrderedModelConfig(FeatureFieldModelConfig):
+    _target: type = field(default_factory=lambda: OrderedModel)
+
+
 class NoisyExtractor(DaisyExtractor):
     def batches(self, images: Sequence[Path]) -> Iterator[Any]:
         side = os.path.basename(os.environ["F3RM_VERIFY_FEATURE_CACHE"])
@@ -83,4 +122,6 @@ def _with(part: str, kind: type) -> Any:
 
 putting = _method("putting", pipeline=_with("model", PuttingModelConfig))
 noisy = _method("noisy", pipeline=_with("datamanager", NoisyDataManagerConfig))
+ordered = _method("ordered", pipeline=_with("model", OrderedModelConfig))
+once = _method("once", pipeline=_with("datamanager", OnceDataManagerConfig))
 faulty = _method("faulty", pipeline=_with("datamanager", FaultyDataManagerConfig))
