@@ -1,7 +1,8 @@
 """Comparing renders: `diff` on many differing images, and pairs of PNGs against OpenCV + numpy, odiff and scikit-image.
 
 Everything is timed in turn in one sitting; prints medians and ranges of this tool's time over each peer's, and the time
-and peak memory of `diff`. odiff is measured where its command is on the path (npm install -g odiff-bin).
+and peak memory of `diff`, with and without the pictures of its reports. odiff is measured where its command is on the
+path (npm install -g odiff-bin).
 
     python benchmarks/compare_renders.py [--images 500] [--size 800] [--repeat 5]
 """
@@ -9,7 +10,7 @@ and peak memory of `diff`. odiff is measured where its command is on the path (n
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import shutil
 import statistics
 import subprocess
@@ -118,15 +119,26 @@ def measure_diff(folder: Path, images: int, size: int) -> None:
     for number in range(images):
         for side, values in zip(("reference", "candidate"), pictures[number % len(pictures)], strict=True):
             file = folder / side / "renders" / f"eval_img_{number:04d}.png"
-            Image.fromarray(values).save(file, compress_level=1)
+            Image.fromarray(np.roll(values, number, axis=1)).save(file, compress_level=1)  # no two are the same
     command = [Path(sys.executable).parent / "f3rm-verify", "diff", folder / "reference", folder / "candidate"]
-    command += ["--only", "renders", "--json", folder / "result.json"]
-    start = time.perf_counter()
-    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
-    print(f"diff on {images} differing {size}x{size} PNGs: {seconds:.1f} s, at most {peak:.0f} MiB", flush=True)
+    command += ["--only", "renders"]
+    kept = {
+        "the verdict alone": [],
+        "--json, with its pictures": ["--json", folder / "result.json"],
+        "--html alone": ["--html", folder / "page"],
+    }
+    for what, options in kept.items():
+        start = time.perf_counter()
+        process = subprocess.Popen([str(word) for word in (*command, *options)], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**10
+        assert os.waitstatus_to_exitcode(status) == 1
+        print(
+            f"diff on {images} differing {size}x{size} PNGs, {what}: {seconds:.1f} s, at most {peak:.0f} MiB",
+            flush=True,
+        )
+    size = sum(file.stat().st_size for file in (folder / "page").rglob("*") if file.is_file())
+    print(f"the page's folder: {size / 2**20:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ MAX_ASSET_BYTES = 256 * 2**20
 MAX_TOTAL_BYTES = 8 * 2**30
 _RESERVE_BYTES = 256 * 2**20
 
+#: Colours of heat maps from the smallest to the largest distance; black is no difference, white one without a size.
+HEAT_COLOURS = ((120, 80, 255), (200, 60, 220), (236, 80, 120), (252, 150, 60), (252, 240, 120))
+
 _NAME = re.compile(r"([0-9a-f]{64})\.(png|jpg|npz)")
 _MEMBERS = (
     "steps",
@@ -124,6 +127,13 @@ class Assets:
         except (OSError, ValueError, UnreadableError):
             return None
         return content if content is not None and hashlib.sha256(content).hexdigest() == match[1] else None
+
+    def has(self, name: object) -> bool:
+        """Whether there is a file of that name, without looking into it: what was kept here was looked at then."""
+        if self.folder is None or not isinstance(name, str) or not _NAME.fullmatch(name):
+            return False
+        path = self.folder / name
+        return path.is_file() and not path.is_symlink()
 
     def take(self, root: Difference, source: Assets) -> None:
         """Keeps what the nodes below `root` name and `source` has."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -621,7 +622,12 @@ def _write_reports(result: Result, places: Mapping[str, Path | None], assets: As
     from f3rm_verify.reporters.junit import write_junit
     from f3rm_verify.reporters.markdown import write_markdown
 
-    writers = {"json": write_json, "html": write_html, "junit": write_junit, "markdown": write_markdown}
+    writers: dict[str, Callable[[Result, Path], None]] = {
+        "json": write_json,
+        "html": functools.partial(write_html, assets=assets),
+        "junit": write_junit,
+        "markdown": write_markdown,
+    }
     problems = {}
     for kind, place in places.items():
         if place is not None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from f3rm_verify.assets import KEY, Assets
+from f3rm_verify.assets import HEAT_COLOURS, KEY, Assets
 from f3rm_verify.picture_measures import PictureDifference
 from f3rm_verify.readers.images import Array, Picture
 from f3rm_verify.render_store import LOSSLESS_CHANNELS, normalised, project, to_png
@@ -25,8 +25,7 @@ _MAX_SHOWN_PIXELS = 4 * 2**20
 _MAX_CHANNELS = 2**14
 #: Rows and columns of a thumbnail, at most twice as many.
 _THUMBNAIL = 160
-#: From the smallest to the largest distance; below, black for no difference, and above, white for what is not finite.
-_RAMP = ((120, 80, 255), (200, 60, 220), (236, 80, 120), (252, 150, 60), (252, 240, 120))
+#: Places in the palette of a heat map: 0 is no difference, then `HEAT_COLOURS`.
 _LARGEST, _NOT_FINITE = 254, 255
 #: The smallest distance that has a colour of its own, in units of the range: about a float32's ulp at 1.
 _SMALLEST = 2.0**-24
@@ -130,8 +129,8 @@ def _palette_png(index: Pixels) -> bytes:
     from PIL import Image
 
     image = Image.frombytes("P", index.shape[::-1], index.tobytes())
-    places = np.linspace(0, 1, len(_RAMP))
-    ramp = [np.interp(np.linspace(0, 1, _LARGEST), places, band) for band in zip(*_RAMP, strict=True)]
+    places = np.linspace(0, 1, len(HEAT_COLOURS))
+    ramp = [np.interp(np.linspace(0, 1, _LARGEST), places, band) for band in zip(*HEAT_COLOURS, strict=True)]
     colours = np.stack([np.rint(np.array([0, *band, 255])) for band in ramp], axis=-1).astype(np.uint8)
     image.putpalette(colours.tobytes())
     stream = io.BytesIO()

@@ -1,6 +1,7 @@
-"""The report as a page that opens offline: one file, which loads nothing and may load nothing.
+"""The report as a page that opens offline: `index.html` and what it shows, in `assets/` beside it.
 
-Here are the sort keys and the wording; `templates/report.html` lays them out, and escapes every value.
+The page may load nothing but that. Here are the sort keys and the wording; `templates/report.html` lays them out, and
+escapes every value.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from f3rm_verify import reporters as words
+from f3rm_verify.assets import HEAT_COLOURS, Assets, settle
 from f3rm_verify.difference import CONDITIONS, Difference, FirstDivergence, Result, Verdict
+from f3rm_verify.reporters.html_curves import curve_rows, plotly_script
+from f3rm_verify.reporters.html_pictures import picture_rows
 from f3rm_verify.reporters.report_file import write_report
 
 #: Rows of one table: a browser lays out some thousands at once; the result file has every one.
 _MAX_ROWS = 2000
 _MAX_TEXT = 2000
+#: What the page shows, beside it.
+_FOLDER = "assets"
+_PLOTLY = f"{_FOLDER}/plotly.min.js"
 _MEASURES = ("max_abs", "max_rel", "max_ulp", "n_different", "first_step", "psnr", "ssim")
 
 
@@ -34,13 +41,18 @@ class _Row:
     numbers: tuple[str, ...]
 
 
-def write_html(result: Result, directory: Path) -> None:
-    """Writes `index.html` into the directory; the same result gives the same bytes."""
-    write_report(directory / "index.html", html_page(result).encode("utf8"), what="the page of --html")
+def write_html(result: Result, directory: Path, *, assets: Assets | None = None) -> None:
+    """Writes the page into the directory; the same result and assets give the same bytes."""
+    kept = settle(result.root, directory / _FOLDER, assets or Assets())
+    page = html_page(result, kept)
+    what = "the page of --html"
+    if _PLOTLY in page:
+        write_report(directory / _PLOTLY, plotly_script(), what=what)
+    write_report(directory / "index.html", page.encode("utf8"), what=what)
 
 
-def html_page(result: Result) -> str:
-    """The page."""
+def html_page(result: Result, assets: Assets | None = None) -> str:
+    """The page; `assets` are those in its folder."""
     environment = Environment(
         loader=PackageLoader("f3rm_verify.reporters"),
         autoescape=True,
@@ -49,12 +61,21 @@ def html_page(result: Result) -> str:
         lstrip_blocks=True,
     )
     texts = resources.files("f3rm_verify.reporters") / "templates"
-    script = (texts / "report.js").read_text("utf8")
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf8")).digest()).decode("ascii")
+    assets = assets or Assets()
+    curves, more_curves = curve_rows(result, assets)
+    pictures, more_pictures = picture_rows(result, assets, _FOLDER)
+    needed = {"report": True, "curves": curves, "pictures": pictures}
+    scripts = [(texts / f"{name}.js").read_text("utf8") for name, there in needed.items() if there]
     outputs, conditions = _leaves(result, conditions=False), _leaves(result, conditions=True)
     return environment.get_template("report.html").render(
-        script=script,
-        script_digest=digest,
+        scripts=scripts,
+        digests=[_digest(script) for script in scripts],
+        plotly=_PLOTLY,
+        curves=curves,
+        more_curves=more_curves,
+        pictures=pictures,
+        more_pictures=more_pictures,
+        heat=", ".join(f"rgb{colour}" for colour in HEAT_COLOURS),
         style=(texts / "report.css").read_text("utf8"),
         verdict=words.verdict_word(result),
         outcome=result.outcome.value,
@@ -74,6 +95,10 @@ def html_page(result: Result) -> str:
         runs=words.run_lines(result),
         policy=words.policy_source(result) or "the command's own",
     )
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode("utf8")).digest()).decode("ascii")
 
 
 def _first(first: FirstDivergence) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -218,47 +216,7 @@ class TestHtml:
         assert "and 18000 more: the result file has every one" in page
 
 
-def _chromium() -> str:
-    found = shutil.which("chromium")
-    if found is None and os.environ.get("CI") != "true":
-        pytest.skip("no chromium here")
-    assert found is not None, "CI needs chromium"
-    return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=_chromium(), args=flags)
-        yield started
-        started.close()
-
-
 Opened = tuple[Any, list[str], list[str]]
-
-
-@pytest.fixture
-def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    contexts = []
-
-    def opened(result: Result, **options: Any) -> Opened:
-        write_html(result, tmp_path / "page")
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        errors: list[str] = []
-        requests: list[str] = []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((tmp_path / "page" / "index.html").as_uri())
-        return page, errors, requests
-
-    yield opened
-    for context in contexts:
-        context.close()
 
 
 def luminance(colour: str) -> float:

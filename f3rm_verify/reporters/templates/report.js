@@ -24,7 +24,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
 for (const input of document.querySelectorAll("input[data-filter]")) {
   input.addEventListener("input", () => {
     const wanted = input.value.toLowerCase();
-    for (const row of document.getElementById(input.dataset.filter).tBodies[0].rows)
+    for (const row of document.getElementById(input.dataset.filter).querySelectorAll("[data-row]"))
       row.hidden = !row.textContent.toLowerCase().includes(wanted);
   });
 }
