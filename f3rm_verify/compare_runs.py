@@ -18,6 +18,7 @@ from f3rm_verify.compare_setup import compare_seeding, compare_setup
 from f3rm_verify.compare_trace import compare_trace
 from f3rm_verify.difference import ARTEFACTS, CONDITIONS, Difference, FirstDivergence, Outcome, Result, Verdict
 from f3rm_verify.errors import UnreadableError, UsageError
+from f3rm_verify.explain_plan import explain_command
 from f3rm_verify.first_divergence import down_to_worst, earliness, find_first_divergence
 from f3rm_verify.gather_evidence import Side
 from f3rm_verify.policy import LIMITED, TRACE_WITH_LIMITS, Policy, informational, unused_patterns, without_ignored
@@ -215,7 +216,9 @@ def _compare_rank(
     if outcome is Outcome.DIVERGED:
         conditions = [node for artefact, node in found.items() if artefact in CONDITIONS]
         sides = side_of(reference), side_of(candidate)
-        first = find_first_divergence(nodes, conditions, sides, rank=rank or reference.rank, reproduce=reproduce)
+        first = find_first_divergence(nodes, conditions, sides, rank=rank or reference.rank)
+        command = explain_command(reference, candidate, first) or reproduce
+        first = dataclasses.replace(first, reproduce=command)
     return _Pair(
         name=name,
         candidate=candidate,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+import shlex
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from f3rm_verify.difference import Result
+from f3rm_verify.difference import FirstDivergence, Result
 from f3rm_verify.errors import UnreadableError, UsageError
-from f3rm_verify.ns_train import TrainingRequest, request_of
+from f3rm_verify.ns_train import TrainingRequest, find_ns_train, request_of
 from f3rm_verify.run_dir import SNAPSHOTS, RunDir
-from f3rm_verify.run_facts import facts_of
+from f3rm_verify.run_facts import RunFacts, facts_of
 
 #: Steps to execute beyond the one that diverged: what races does not always show at the same step.
 _BEYOND = 2
@@ -23,7 +24,7 @@ RECORDED = 8
 #: How many tries one process that repeats the step gets.
 REPEATS = 6
 #: For the estimate: seconds in which a process starts, and how much longer a recorded step takes.
-_START_SECONDS, _RECORDED_FACTOR = 30.0, 8.0
+_START_SECONDS, _RECORDED_FACTOR = 20.0, 4.0
 #: What nerfstudio logs of every step: the seconds of the step alone, without evaluations.
 _STEP_SECONDS = "Train Iter (time)"
 #: Environment variables that a run's manifest may set again: they change numbers, and execute nothing.
@@ -92,10 +93,10 @@ def plan_pair(
     requests = {}
     for side in runs:
         manifest = facts[side].manifest
-        request = request_of(_argv(manifest, side), output=output, ns_train=ns_train, side=side)
+        request = request_of(manifest.get("argv"), output=output, ns_train=ns_train, side=side)
         if facts[side].ranks > 1:
             raise UsageError(f"The {side} run has several ranks; what is executed again is one device's training.")
-        if isinstance(manifest.get("load_config"), dict) and load_config is None:
+        if _saved_config(manifest) is not None and load_config is None:
             raise UsageError(f"The {side} run was trained from a saved config.yml; give it again with --load-config.")
         requests[side] = dataclasses.replace(
             request,
@@ -120,11 +121,34 @@ def plan_pair(
     )
 
 
-def _argv(manifest: Mapping[str, Any], side: str) -> list[str]:
-    argv = manifest.get("argv")
-    if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
-        raise UsageError(f"The {side} run does not say how it was started: it was not made by f3rm-verify run.")
-    return argv
+def explain_command(reference: RunFacts, candidate: RunFacts, first: FirstDivergence) -> str | None:
+    """The command that executes a pair again where it diverged; None where that cannot be done here.
+
+    It can be done of one device's trainings that left traces, whose program and data are where they were.
+    """
+    sides = {"reference": reference, "candidate": candidate}
+    traced = all("trace" in facts.run.recorded and facts.ranks == 1 for facts in sides.values())
+    saved = {_saved_config(facts.manifest) for facts in sides.values()}
+    if first.step is None or not traced or len(saved) > 1:
+        return None
+    try:
+        program = find_ns_train()
+        for side, facts in sides.items():
+            argv: Any = facts.manifest.get("argv")
+            request_of(argv, output=Path(), ns_train=program, side=side)
+            if Path(argv[0]) != program:
+                return None
+    except UsageError:
+        return None
+    config = [f"--load-config={path}" for path in saved if path is not None]
+    return shlex.join(["f3rm-verify", "explain", *(str(facts.run.path) for facts in sides.values()), *config])
+
+
+def _saved_config(manifest: Mapping[str, Any]) -> str | None:
+    """The saved configuration that was trained, where one was."""
+    saved = manifest.get("load_config")
+    path = saved.get("path") if isinstance(saved, dict) else None
+    return path if isinstance(path, str) else None
 
 
 def _variables(manifest: Mapping[str, Any]) -> dict[str, str]:

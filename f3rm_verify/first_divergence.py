@@ -19,7 +19,6 @@ def find_first_divergence(
     sides: tuple[Side, Side],
     *,
     rank: int,
-    reproduce: str,
 ) -> FirstDivergence:
     """The earliest thing that is known to differ in the artefacts of a pair that diverged, at least one of `nodes`.
 
@@ -38,9 +37,7 @@ def find_first_divergence(
         gather(earliest, trace=trace if _is_of(trace, earliest) else None, conditions=conditions, sides=sides)
     )
     evidence += [f"also possible: {other}" for other in found.others]
-    return dataclasses.replace(
-        earliest, rank=rank, cause=found.cause, remedy=found.remedy, evidence=tuple(evidence), reproduce=reproduce
-    )
+    return dataclasses.replace(earliest, rank=rank, cause=found.cause, remedy=found.remedy, evidence=tuple(evidence))
 
 
 def _is_of(trace: Difference | None, earliest: FirstDivergence) -> bool:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from f3rm_verify import launch_variables
 from f3rm_verify.errors import UsageError
@@ -186,11 +187,13 @@ def extra_arguments(argv: Sequence[str]) -> tuple[str, ...]:
     return tuple(rest)
 
 
-def request_of(argv: Sequence[str], *, output: Path, ns_train: Path, side: str) -> TrainingRequest:
+def request_of(argv: Any, *, output: Path, ns_train: Path, side: str) -> TrainingRequest:
     """The request whose command was `argv`, as a manifest has it; for another output, and by a program of this side.
 
     Raises UsageError where it is not a command of `command`, or names what is not there.
     """
+    if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+        raise UsageError(f"The {side} run does not say how it was started: it was not made by f3rm-verify run.")
     _, method, *words = argv if len(argv) > 1 else ("", "")
     blank = TrainingRequest(seed=0, iters=1, data=Path(), method="", output=Path(), ns_train=Path())
     template = command(blank, side="", seed=0)[2:]

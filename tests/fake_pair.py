@@ -27,7 +27,7 @@ def request(folder: Path) -> TrainingRequest:
 
 
 def diverged_pair(folder: Path, change: Callable[[FakeRun], object] = lambda _: None) -> dict[str, RunDir]:
-    """The two runs: 10 steps of 2 s, and evaluations besides. `change` is done to the candidate."""
+    """The two runs: 10 steps of 2 s, and evaluations besides; no traces. `change` is done to the candidate."""
     fakes = {}
     for side in ("reference", "candidate"):
         run = FakeRun()

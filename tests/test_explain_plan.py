@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from fake_pair import diverged_pair, plan, request
 from fake_runs import LOSS, FakeRun
 
 from f3rm_verify import explain_plan as module
+from f3rm_verify.compare_runs import compare_runs
+from f3rm_verify.difference import FirstDivergence
 from f3rm_verify.errors import UsageError
-from f3rm_verify.ns_train import command, request_of
+from f3rm_verify.ns_train import command, find_ns_train, request_of
+from f3rm_verify.policy import DIFF_POLICY
 from f3rm_verify.run_dir import SNAPSHOTS, RunDir
+from f3rm_verify.run_facts import facts_of
 
 
 @pytest.fixture
@@ -127,3 +132,50 @@ def test_data_that_are_gone_are_told(tmp_path: Path) -> None:
     argv = command(asked, side="reference", seed=42)
     with pytest.raises(UsageError, match=r"gone, are not there any more; put them back\."):
         request_of(argv, output=tmp_path, ns_train=tmp_path, side="reference")
+
+
+class TestTheCommandThatAReportNames:
+    def command(self, folder: Path, change: Callable[[FakeRun], object] = lambda _: None) -> str:
+        """What `diff` of two runs that this environment's ns-train made names; `change` is done to the candidate."""
+        fakes = [FakeRun(), FakeRun()]
+        for fake in fakes:
+            asked = dataclasses.replace(request(folder), ns_train=find_ns_train())
+            fake.manifest["argv"] = command(asked, side="reference", seed=42)
+        fakes[1].scalars[LOSS][3] += 1
+        change(fakes[1])
+        runs = [fake.write(folder / name) for name, fake in zip(("a run", "b"), fakes, strict=True)]
+        result = compare_runs(runs[0], {"candidate": runs[1]}, policy=DIFF_POLICY, reproduce="f3rm-verify diff a b")
+        assert result.first_divergence is not None
+        return result.first_divergence.reproduce
+
+    def test_executes_the_pair_again(self, tmp_path: Path) -> None:
+        assert self.command(tmp_path) == f"f3rm-verify explain '{tmp_path}/a run' {tmp_path}/b"
+
+    @pytest.mark.parametrize(
+        "change",
+        {
+            "no trace": lambda run: setattr(run, "trace", None),
+            "another ns-train": lambda run: run.manifest["argv"].__setitem__(0, "/elsewhere/ns-train"),
+            "another program's command": lambda run: run.manifest.update(argv=["ns-train", "f3rm", "--seed", "1"]),
+            "no command": lambda run: run.manifest.pop("argv"),
+            "a command of something else": lambda run: run.manifest.update(argv=[7]),
+            "data that are gone": lambda run: run.manifest["argv"].__setitem__(9, "gone"),
+            "several ranks": lambda run: run.manifest.update(world_size=2),
+            "a saved configuration on one side": lambda run: run.manifest.update(load_config={"path": "c.yml"}),
+        }.items(),
+        ids=lambda item: item[0],
+    )
+    def test_is_the_one_that_was_given_where_that_cannot_be_done(self, tmp_path: Path, change: Any) -> None:
+        assert self.command(tmp_path, change[1]) == "f3rm-verify diff a b"
+
+    def test_gives_the_saved_configuration_again(self, tmp_path: Path) -> None:
+        saved = {"load_config": {"path": "a b/config.yml", "digest": "x"}}
+        runs = {}
+        for name in ("a", "b"):
+            fake = FakeRun()
+            asked = dataclasses.replace(request(tmp_path), ns_train=find_ns_train())
+            fake.manifest.update(saved, argv=command(asked, side="reference", seed=42))
+            runs[name] = facts_of(fake.write(tmp_path / name))
+        first = FirstDivergence(step=3, subject="x")
+        assert module.explain_command(*runs.values(), first).endswith(" '--load-config=a b/config.yml'")
+        assert module.explain_command(*runs.values(), dataclasses.replace(first, step=None)) is None
