@@ -9,7 +9,7 @@ demo: $(READY)  ## train the built-in scene twice, compare everything, print the
 	$(BIN)/f3rm-verify run --seed 42 --iters 1000
 
 test: $(READY) lint browser  ## all tests, on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 browser:  ## the browser that reports are tested in, where it is missing and can be had
 	command -v chromium || { [ "$$(id -u)" != 0 ] || { apt-get update -qq && apt-get install -y -qq chromium; }; }
