@@ -18,13 +18,14 @@ from f3rm_verify.ns_train import extra_arguments
 from f3rm_verify.policy import Policy
 from f3rm_verify.policy_file import read_policy
 from f3rm_verify.readers.config import flatten
+from f3rm_verify.readers.json_file import JsonFileKind
 from f3rm_verify.recorded_run import Data, RecordedRun, digest_bytes, record_run, table_of
 from f3rm_verify.run_dir import RunDir
 from f3rm_verify.scene import SCENE_NAME
 
 BASELINE_VERSION = 1
 #: A baseline of 1000 steps has some 100 KiB.
-MAX_BYTES = 64 * 2**20
+_KIND = JsonFileKind(what="baseline", remedy="make one with f3rm-verify baseline record", max_bytes=64 * 2**20)
 #: The packages whose version can change a number (patterns as in fnmatch); the code under test is not among them.
 PACKAGES = (
     "f3rm",
@@ -162,7 +163,9 @@ def write_baseline(file: Path, document: Mapping[str, Any]) -> None:
 
 def read_baseline(file: Path) -> Baseline:
     """The baseline in `file`; raises UsageError for every file that `write_baseline` did not write as it is."""
-    document = _parse(file)
+    document = _KIND.read(file)
+    if not isinstance(document, dict):
+        raise _KIND.refused(file, f"it holds {type(document).__name__}, not an object")
     try:
         if document["schema_version"] != BASELINE_VERSION:
             raise ValueError(f"schema_version is not {BASELINE_VERSION}; record it again with this version")
@@ -179,7 +182,7 @@ def read_baseline(file: Path) -> Baseline:
             raise ValueError("it records nothing that a training puts out")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError, MemoryError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise _no_baseline(file, reason) from error
+        raise _KIND.refused(file, reason) from error
     return baseline
 
 
@@ -280,27 +283,6 @@ def _digest(document: Mapping[str, Any]) -> str:
     return digest_bytes(json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":")).encode())
 
 
-def _parse(file: Path) -> dict[str, Any]:
-    try:
-        if file.exists() and not file.is_file():
-            raise _no_baseline(file, "not a plain file")
-        with file.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise UsageError(f"{file} does not exist; make it with f3rm-verify baseline record {file}.") from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UsageError(f"{file} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
-    if len(content) > MAX_BYTES:
-        raise _no_baseline(file, f"larger than {MAX_BYTES} bytes")
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise _no_baseline(file, f"not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise _no_baseline(file, f"it holds {type(document).__name__}, not an object")
-    return document
-
-
 def _check_request(request: Any) -> None:
     table = table_of(request)
     kinds = {"method": str, "seed": int, "iters": int, "ranks": int, "built_in_scene": bool, "arguments": list}
@@ -314,9 +296,3 @@ def _check_request(request: Any) -> None:
     for key in ("data", "load_config"):
         if not (table[key] is None or isinstance(table[key], str)):
             raise TypeError(f"its request has no {key}")
-
-
-def _no_baseline(file: Path, reason: str) -> UsageError:
-    reason = " ".join(reason.split())
-    reason = reason if len(reason) <= 200 else f"{reason[:200]}..."
-    return UsageError(f"{file} is no baseline that can be used ({reason}); f3rm-verify baseline record makes one.")

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from f3rm_verify.errors import UnreadableError, UsageError
+from f3rm_verify.readers.json_file import parse_json
 from f3rm_verify.readers.plain_file import read_plain
 
 if TYPE_CHECKING:
@@ -115,11 +116,11 @@ class RunDir:
             return _ABSENT
         try:
             text = read_plain(path, limit=MAX_JSON_BYTES).decode("utf8")
-            data = json.loads(text, object_pairs_hook=_without_repetition)
+            data = parse_json(text, finite=False)
             if "\\u" in text:  # an escape can name half of a character, which no report could write
                 json.dumps(data, ensure_ascii=False).encode("utf8")
             return data
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UnreadableError(f"{relative}: not readable as JSON ({error}).") from error
 
     def _json_object(self, relative: str) -> Mapping[str, Any] | None:
@@ -276,14 +277,6 @@ class RunDir:
 
 
 _ABSENT: Any = object()
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, which may not name a value twice: which of them was meant?"""
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        raise ValueError("it has one key twice")
-    return data
 
 
 def _is_there(look: Callable[[], object]) -> bool:

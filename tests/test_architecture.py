@@ -118,7 +118,16 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
         "run_dir",
         "trace_format",
     ),
-    ("reporters", "reporters.*"): ("assets", "difference", "errors", "policy", "reporters", "reporters.*", "run_dir"),
+    ("reporters", "reporters.*"): (
+        "assets",
+        "difference",
+        "errors",
+        "policy",
+        "readers.json_file",
+        "reporters",
+        "reporters.*",
+        "run_dir",
+    ),
     ("ns_train",): ("errors", "launch_variables", "seeding_plan"),
     ("runner",): (
         "errors",

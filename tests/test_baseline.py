@@ -461,7 +461,7 @@ class TestFile:
     def test_missing_files_and_folders(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="baseline record"):
             read_baseline(tmp_path / "absent")
-        with pytest.raises(UsageError, match="not a plain file"):
+        with pytest.raises(UsageError, match="not a regular file"):
             read_baseline(tmp_path)
         with pytest.raises(UsageError, match="cannot be written|no plain file"):
             write_baseline(tmp_path, {})

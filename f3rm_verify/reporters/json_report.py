@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from f3rm_verify.difference import SCHEMA_VERSION, Result
-from f3rm_verify.errors import UsageError
+from f3rm_verify.readers.json_file import JsonFileKind
 from f3rm_verify.reporters.report_file import write_report
 
 #: A larger file is refused: a tree of a million nodes needs about two thirds of it.
-MAX_BYTES = 512 * 2**20
-#: Lists and objects inside each other; a level of the tree takes two, ours stay below 20.
-MAX_DEPTH = 100
+_KIND = JsonFileKind(what="result file", remedy="give the file that --json wrote", max_bytes=512 * 2**20)
 
 #: What the types of JSON are in Python. `type(...) is`, not isinstance: true is no number here.
 _TYPES: Mapping[str, type] = {
@@ -47,63 +44,16 @@ def write_json(result: Result, path: Path) -> None:
 
 def read_json(path: Path) -> Result:
     """The result in a file that `write_json` wrote; raises UsageError for every other file."""
-    data = _parse(path)
+    data = _KIND.read(path)
     try:
-        _check_values(data)
         _check_shape(data)
         result = Result.from_dict(data)
         if data["exit_code"] != result.outcome.exit_code:
             raise ValueError(f"exit_code {data['exit_code']} does not belong to {result.outcome.value}")
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise _no_result(path, reason) from error
+        raise _KIND.refused(path, reason) from error
     return result
-
-
-def _parse(path: Path) -> Any:
-    try:
-        if path.exists() and not path.is_file():
-            raise _no_result(path, "not a regular file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist; give the file that --json wrote.") from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UsageError(f"{path} cannot be read ({_reason(error)}); give the file that --json wrote.") from error
-    if len(content) > MAX_BYTES:
-        raise _no_result(path, f"larger than {MAX_BYTES} bytes")
-    try:
-        return json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except RecursionError as error:
-        raise _no_result(path, "nested too deeply") from error
-    except ValueError as error:
-        raise _no_result(path, f"not JSON: {error}") from error
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object with each key once, so that two readers cannot see two verdicts in one file."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object has a key twice")
-    return found
-
-
-def _check_values(data: Any) -> None:
-    """Bounds the depth before anything recurses, and refuses numbers that overflow to infinity (1e999)."""
-    stack: list[tuple[Any, int]] = [(data, 1)]
-    while stack:
-        value, depth = stack.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("a number is out of range")
-        if isinstance(value, (dict, list)):
-            if depth > MAX_DEPTH:
-                raise ValueError("nested too deeply")
-            items = value.values() if isinstance(value, dict) else value
-            stack.extend((item, depth + 1) for item in items)
 
 
 def _check_shape(data: Any) -> None:
@@ -146,13 +96,3 @@ def _check_keys(value: Mapping[str, Any], rule: Mapping[str, Any], where: str) -
 
 def _kind(value: Any) -> str:
     return next(name for name, kind in _TYPES.items() if type(value) is kind)
-
-
-def _no_result(path: Path, reason: str) -> UsageError:
-    # A reason may quote the file, which may be anything: one short line of it is enough.
-    reason = reason if len(reason) <= 200 else f"{reason[:200]}..."
-    return UsageError(f"{path} is no result file ({reason}); give the file that --json wrote.")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
