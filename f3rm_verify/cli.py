@@ -446,7 +446,9 @@ def record(
         jobs=jobs,
     )
     trained = _train(request, sides_of(request.seed))
-    result = compare_trained(trained, policy=judged_by, reproduce=_command_line())
+    json_file = json_file or request.output / "result.json"
+    assets = _assets_for(json_file)
+    result = compare_trained(trained, policy=judged_by, reproduce=_command_line(), assets=assets)
     if result.outcome.exit_code:
         _say(f"{file} is not written: the runs are {result.outcome.value}, so there is nothing that holds.")
     else:
@@ -459,7 +461,7 @@ def record(
         )
         write_baseline(file, document)
         typer.echo(f"{file} holds what both runs put out.")
-    _report(result, _console(), json_file or request.output / "result.json")
+    _report(result, _console(), json_file, assets=assets)
 
 
 @baseline.command()

@@ -24,10 +24,13 @@ from typing import Any
 
 from rich.console import Console
 
+from f3rm_verify.assets import Assets
 from f3rm_verify.compare_runs import compare_runs
 from f3rm_verify.difference import Result
 from f3rm_verify.errors import VerifyError
 from f3rm_verify.policy import DIFF_POLICY
+from f3rm_verify.reporters.html_curves import curve_rows
+from f3rm_verify.reporters.html_pictures import picture_rows
 from f3rm_verify.reporters.json_report import write_json
 from f3rm_verify.reporters.terminal import render_terminal
 from f3rm_verify.run_dir import RunDir
@@ -150,13 +153,15 @@ def _compare(request: dict[str, Any], outputs: str) -> dict[str, Any]:
         _change_late(Path(request["late"]))
     sys.addaudithook(watch)
     try:
-        result = compare_runs(
-            RunDir.open(first), {"candidate": RunDir.open(second)}, policy=DIFF_POLICY, only=request.get("only", ())
-        )
+        runs = RunDir.open(first), {"candidate": RunDir.open(second)}
+        assets = Assets(Path(outputs, f"{os.getpid()}.assets"))
+        result = compare_runs(*runs, policy=DIFF_POLICY, only=request.get("only", ()), assets=assets)
     except VerifyError as error:
         return {"usage": str(error), "found": watch.found}
     file = Path(outputs, f"{os.getpid()}.json")
     write_json(result, file)
+    curve_rows(result, assets)
+    picture_rows(result, assets, "assets")
     plain, colour = io.StringIO(), io.StringIO()
     render_terminal(result, Console(file=plain, width=100, color_system=None), output=file)
     render_terminal(result, Console(file=colour, width=100, force_terminal=True, color_system="truecolor"))
@@ -250,7 +255,8 @@ def main() -> None:
             if not warm:
                 warm = True
                 runs = [RunDir.open(Path(request[side])) for side in ("reference", "candidate")]
-                compare_runs(runs[0], {"candidate": runs[1]}, policy=DIFF_POLICY)
+                assets = Assets(Path(outputs, "warm.assets"))
+                compare_runs(runs[0], {"candidate": runs[1]}, policy=DIFF_POLICY, assets=assets)
             print(json.dumps(_fork(request, outputs)), flush=True)
 
 
