@@ -378,7 +378,8 @@ class TestPictures:
         assert page.locator(".reference img").get_attribute("src") == first
         page.locator("[data-filter=thumbnails]").fill("two")
         assert page.locator("[data-picture]:visible").count() == 1
-        page.locator("[data-picture]:visible").click()
+        page.locator("[data-picture]:visible").focus()
+        page.keyboard.press("Enter")
         assert page.locator("#picture-name").text_content() == "two"
         assert errors == []
 
