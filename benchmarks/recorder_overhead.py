@@ -98,7 +98,7 @@ def same_steps(
             put_back(trainer, state)
             found[way] = ways[way](functools.partial(train_step, trainer, number))
         if number >= warm_up:
-            yield found
+            yield {way: found[way] for way in ways}
 
 
 def timed(*calls: Callable[[], object]) -> Seconds:
