@@ -114,7 +114,7 @@ def _gpus() -> list[str]:
 
 def _driver() -> str | None:
     try:
-        return Path("/proc/driver/nvidia/version").read_text("utf8", "replace").splitlines()[0]
+        return Path("/proc/driver/nvidia/version").read_text("utf8", "replace").partition("\n")[0] or None
     except OSError:
         return None
 

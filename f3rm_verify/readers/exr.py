@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,9 @@ import numpy.typing as npt
 
 from f3rm_verify.errors import UnreadableError
 
+#: The library says on standard output what is wrong with a file, where only the report belongs. Turning that away turns
+#: it away for the whole process, so one thread at a time.
+_ONE_AT_A_TIME = threading.Lock()
 #: Decoded channels together, as of an array file.
 _MAX_BYTES = 2**30
 _FLAT = ("scanlineimage", "tiledimage")
@@ -30,11 +35,11 @@ def decode_exr(
         hint = 'install it to have EXR images compared: pip install "f3rm-verify[exr]"'
         raise UnreadableError(f"{name}: OpenEXR is not installed; {hint}.") from error
     try:
-        _check_header(OpenEXR.File(io.BytesIO(data), header_only=True), name, check_size)
-        # One thread: several images are read at a time.
-        file = OpenEXR.File(io.BytesIO(data), separate_channels=True, num_threads=0)
-        # Copies, because the library's arrays do not outlive it.
-        planes = {channel: np.array(pixels.pixels) for channel, pixels in sorted(file.channels().items())}
+        with _ONE_AT_A_TIME, contextlib.redirect_stdout(io.StringIO()):
+            _check_header(OpenEXR.File(io.BytesIO(data), header_only=True), name, check_size)
+            file = OpenEXR.File(io.BytesIO(data), separate_channels=True, num_threads=0)
+            # Copies, because the library's arrays do not outlive it.
+            planes = {channel: np.array(pixels.pixels) for channel, pixels in sorted(file.channels().items())}
     except UnreadableError:
         raise
     except Exception as error:  # RuntimeError, ValueError, TypeError, by what is wrong

@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -551,6 +552,42 @@ def _image_cases() -> Iterator[Case]:
     )
 
 
+def _exr_cases() -> Iterator[Case]:
+    sound = _exr(64, 64)
+    window = np.array([0, 0, 63, 63], "<i4").tobytes()
+    assert sound.count(window) == 2, "data window and display window"
+
+    def of_window(*corners: int) -> bytes:
+        return sound.replace(window, np.array(corners, "<i4").tobytes())
+
+    for what, content in {
+        "cut off": sound[:-10],
+        "a header alone": sound[:100],
+        "10^9 x 10^9": of_window(0, 0, 10**9, 10**9),
+        "as wide as an integer can say": of_window(-(2**31), 0, 2**31 - 1, 3),
+        "its corners the wrong way round": of_window(63, 63, 0, 0),
+        "a name of a channel without an end": sound.replace(b"Y\0", b"YY"),
+        "noise behind the header": sound[:300] + bytes(range(256)) * 4,
+        "a PNG": _picture("PNG"),
+    }.items():
+        yield Case(
+            name=f"EXR: {what}",
+            damage=_on_both_sides(f"{RENDERS}/{IMAGES[0]}/depth.exr", sound, content),
+            unreadable=(f"renders/{IMAGES[0]}/depth.exr",),
+        )
+
+
+def _exr(height: int, width: int) -> bytes:
+    import OpenEXR
+
+    values = np.linspace(0, 1, height * width, dtype=np.float32).reshape(height, width)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "sound.exr"))
+        header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+        OpenEXR.File(header, {"Y": values.copy()}).write(path)
+        return Path(path).read_bytes()
+
+
 def _on_both_sides(name: str, good: Content, bad: Content) -> Damage:
     """A file that the good run lacks: the reference gets a sound one."""
 
@@ -650,7 +687,7 @@ def _json_cases() -> Iterator[Case]:
     yield Case(
         name="manifest.json: nested 900 deep where a name belongs",
         damage=_json_edit(MANIFEST, "environment", json.loads('{"a":' * 900 + "1" + "}" * 900)),
-        touched=("setup",),
+        unreadable=(f"setup/{MANIFEST}",),
     )
     yield Case(
         name="manifest.json: 10^9 ranks", damage=_json_edit(MANIFEST, "world_size", 10**9), touched=("setup", "*")
@@ -893,6 +930,7 @@ CASES: tuple[Case, ...] = (
     *_event_cases(),
     *_checkpoint_cases(),
     *_image_cases(),
+    *_exr_cases(),
     *_yaml_cases(),
     *_json_cases(),
     *_trace_cases(),

@@ -12,15 +12,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from fake_runs import FakeRun
 from hostile.cases import CANARY, CASES, EVENTS, Case
 
+from f3rm_verify import reporters
+
 #: What a comparison of a small run may take beyond what the imports have.
 MAX_PEAK_BYTES = 1600 * 2**20
+_SCRIPTS = [path.read_text("utf8") for path in (Path(reporters.__file__).parent / "templates").glob("*.js")]
+_JUNIT = ("testsuites", "testsuite", "testcase", "failure", "error", "skipped", "properties", "property", "system-out")
 #: What rich writes for colours and nothing else.
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -112,6 +118,7 @@ def _check(case: Case, answer: dict[str, Any], good: dict[str, Any]) -> None:
     assert answer["round_trip"]
     assert all(char.isprintable() or char == "\n" for char in answer["plain"])
     assert all(char.isprintable() or char == "\n" for char in _COLOURS.sub("", answer["colour"]))
+    _check_reports(answer, good)
     unreadable = {path: summary for path, verdict, summary in answer["leaves"] if verdict == "unreadable"}
     assert sorted(unreadable) == sorted(case.unreadable)
     assert all(summary for summary in unreadable.values())
@@ -120,6 +127,34 @@ def _check(case: Case, answer: dict[str, Any], good: dict[str, Any]) -> None:
     for artefact, verdict in good["artefacts"].items():
         if not any(fnmatch.fnmatchcase(artefact, pattern) for pattern in (*changed, *case.touched)):
             assert answer["artefacts"][artefact] == verdict, f"{artefact} was not compared as before"
+
+
+def _check_reports(answer: dict[str, Any], good: dict[str, Any]) -> None:
+    """Each report is well-formed, and what is in a run becomes text in it and nothing else."""
+    assert answer["assets_problem"] is None
+    _Page().feed(answer["html"])
+    tree = ElementTree.fromstring(answer["junit"])
+    assert {node.tag for node in tree.iter()} <= {*_JUNIT}
+    assert len(answer["markdown"].encode()) < 2**20
+    assert not re.search(r"<(?!/?(details|summary|br|sub|code|b)\b)[a-z!/]", answer["markdown"], re.IGNORECASE)
+    assert all(re.match(r"::(error|warning|notice) title=[^\n]*::[^\n]*$", line) for line in answer["annotations"])
+    for report in ("html", "junit", "markdown"):
+        assert all(char.isprintable() or char in "\n\t" for char in answer[report])
+
+
+class _Page(HTMLParser):
+    """Refuses what only text from a run could bring into the page."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("iframe", "object", "embed", "form", "base", "link")
+        for name, value in attrs:
+            assert not name.startswith("on")
+            if name in ("src", "href"):
+                assert re.fullmatch(r"(assets/[0-9a-z.]+|#[\w-]*)", value or ""), value
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and data.strip():
+            assert data in _SCRIPTS or json.loads(data) is not None
 
 
 def test_the_table_is_complete() -> None:

@@ -40,12 +40,13 @@ def test_mixed_types_are_widened_exactly_and_named(tmp_path: Path) -> None:
     assert picture.layout == "EXR Y float16, Z float32"
 
 
-def test_damage_is_one_sentence(tmp_path: Path) -> None:
+def test_damage_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = exr(tmp_path, {"Y": np.zeros((64, 64), "f4")})
     for broken in (data[:4], data[:100], data[:-10], b"no exr at all", data[:60] + b"\xff" * 40 + data[100:]):
         with pytest.raises(UnreadableError, match=r"^a\.exr: ") as caught:
             decode(broken, "a.exr")
         assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == "", "the library speaks where only the report belongs"
 
 
 def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
