@@ -182,6 +182,8 @@ class TestVerdicts:
         assert runner.verify(reference="a", candidate="b") == ("diverged", "1", 1)
         assert runner.commands[0].startswith("::error title=f3rm-verify%3A DIVERGED::")
         assert "first at step 4" in runner.commands[0]
+        page = (runner.work / "f3rm-verify-out" / "page" / "index.html").read_text("utf8")
+        assert "<h1>DIVERGED</h1>" in page and "data-curve" in page
         assert [line.split("::")[1] for line in runner.commands[1:]] == [
             f"error title=f3rm-verify%3A {name}" for name in ("trace", "curves")
         ]

@@ -19,6 +19,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from f3rm_verify.assets import Assets, asset_names
 from f3rm_verify.compare_curves import all_nan_losses, compare_curves, first_divergent_curve, observed_steps
 from f3rm_verify.difference import Difference, Verdict
 from f3rm_verify.policy import IGNORED_TAGS, Limit, Policy
@@ -301,6 +302,18 @@ def test_one_level_in_one_pixel_is_different(run: Make) -> None:
     assert {key: leaf.measures[key] for key in expected} == expected
     assert leaf.summary == "differs first at step 20: 1 of 24 pixels; 1 of 2 records differ"
     assert first_divergent_curve(node) is None
+
+
+def test_the_first_image_that_differs_is_kept_for_the_reports(run: Make, tmp_path: Path) -> None:
+    sides = run(TAGS), run(changed("Eval Images/img", 20, png(PIXELS ^ 1)))
+    assets = Assets(tmp_path / "r.assets")
+    node = compare_curves(*sides, policy=Policy(), assets=assets)
+    assert {name: {*asset_names(child)} for name, child in children(node).items() if asset_names(child)} == {
+        "Eval Images/img": {"reference", "candidate", "heat", "thumbnail"},
+        **{name: {"series"} for name in TAGS if name == "Train Loss" or "psnr" in name.lower()},
+    }
+    names = asset_names(children(node)["Eval Images/img"])
+    assert [assets.read(names[side]) for side in ("reference", "candidate")] == [png(PIXELS), png(PIXELS ^ 1)]
 
 
 def test_images_within_limits(run: Make) -> None:
