@@ -146,7 +146,7 @@ class Assets:
 
     def remove_others(self) -> None:
         """Removes the assets of an earlier result in the same place, and the folder where nothing is left."""
-        if self.folder is None or not self.folder.is_dir():
+        if self.folder is None or self.folder.is_symlink() or not self.folder.is_dir():
             return
         try:
             for path in list(self.folder.iterdir()):

@@ -124,6 +124,12 @@ class TestKeeping:
         settle(node(), target, Assets())
         assert os.listdir(target) == ["mine.txt"]
 
+    def test_nothing_is_removed_behind_a_link(self, tmp_path: Path) -> None:
+        Assets(tmp_path / "other").keep(CONTENT, "png")
+        (tmp_path / "r.assets").symlink_to(tmp_path / "other")
+        settle(node(), tmp_path / "r.assets", Assets())
+        assert os.listdir(tmp_path / "other") == [NAME]
+
 
 class TestReading:
     @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from colours import luminance
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from f3rm_verify.assets import KEY, Assets, CurvePair, asset_names, keep_series, read_series
 from f3rm_verify.difference import Difference, FirstDivergence, Outcome, Result, Verdict
@@ -60,6 +63,16 @@ def picture(assets: Assets, name: str, seed: int = 0, shape: tuple[int, ...] = S
     return Difference(name=name, artefact="renders", verdict=Verdict.DIFFERENT, summary=summary, measures=measures)
 
 
+def plain_picture(assets: Assets, name: str, colour: int) -> Difference:
+    """The same of one colour each, made quickly; `colour` and the three after it."""
+    names = {}
+    for number, key in enumerate(("reference", "candidate", "heat", "thumbnail")):
+        stream = io.BytesIO()
+        Image.new("RGB", (48, 32), (colour + number) * 2003).save(stream, "PNG", compress_level=1)
+        names[key] = assets.keep(stream.getvalue(), "png")
+    return Difference(name=name, artefact="renders", verdict=Verdict.DIFFERENT, summary=name, measures={KEY: names})
+
+
 def result_of(*nodes: Difference) -> Result:
     groups = [
         Difference.group(name=kind, artefact=kind, children=[node for node in nodes if node.artefact == kind])
@@ -79,6 +92,10 @@ def result_of(*nodes: Difference) -> Result:
         first_divergence=FirstDivergence(step=3, subject="loss") if diverged else None,
         root=root,
     )
+
+
+def everything(*results: Result) -> Result:
+    return result_of(*(node for one in results for group in one.root.children for node in group.children))
 
 
 @pytest.fixture
@@ -153,9 +170,7 @@ class TestPage:
     def test_the_same_bytes_from_the_result_file_and_its_assets(
         self, tmp_path: Path, assets: Assets, curves: Result, pictures: Result
     ) -> None:
-        both = result_of(
-            *(node for one in (curves, pictures) for group in one.root.children for node in group.children)
-        )
+        both = everything(curves, pictures)
         write_json(both, tmp_path / "r.json")
         write_html(both, tmp_path / "a", assets=assets)
         write_html(read_json(tmp_path / "r.json"), tmp_path / "b", assets=Assets(tmp_path / "r.assets"))
@@ -425,7 +440,7 @@ class TestPictures:
         until(page, "document.querySelectorAll('#thumbnails .placeholder').length === 3")
 
     def test_five_hundred_are_usable_at_once(self, open_page: Open, assets: Assets) -> None:
-        nodes = [picture(assets, f"eval_{i:03d}", i, (48, 64, 3), size=8) for i in range(500)]
+        nodes = [plain_picture(assets, f"eval_{i:03d}", 4 * i) for i in range(500)]
         page, errors, requests = open_page(result_of(*nodes), assets)
         page.locator(".viewer").focus()
         page.keyboard.press("End")
@@ -436,14 +451,11 @@ class TestPictures:
         until(page, "document.querySelector('[data-picture=\"499\"] img').naturalWidth > 0")
         assert errors == []
 
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    @pytest.mark.parametrize("width", [360, 1200])
+    @pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1200)])
     def test_nothing_sticks_out_whatever_the_view(
         self, open_page: Open, pictures: Result, curves: Result, assets: Assets, scheme: Any, width: int
     ) -> None:
-        both = result_of(
-            *(node for one in (curves, pictures) for group in one.root.children for node in group.children)
-        )
+        both = everything(curves, pictures)
         page, errors, _ = open_page(both, assets, color_scheme=scheme, viewport={"width": width, "height": 700})
         for key in "1234":
             page.locator(".viewer").focus()
@@ -451,11 +463,30 @@ class TestPictures:
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert errors == []
 
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_contrast(self, open_page: Open, pictures: Result, curves: Result, assets: Assets, scheme: Any) -> None:
+        page, _, _ = open_page(everything(curves, pictures), assets, color_scheme=scheme)
+        back = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        for selector in (".hint", ".legend", "figcaption", ".thumbnails .size", "#chart-text", "kbd", ".bar button"):
+            colour = page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).color")
+            low, high = sorted((luminance(colour), back))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, selector
+        for name in ("reference", "candidate"):
+            colour = page.evaluate(f"getComputedStyle(document.querySelector('path.{name}')).stroke")
+            low, high = sorted((luminance(colour), back))
+            assert (high + 0.05) / (low + 0.05) >= 3, name
+
     def test_printed_the_worst_is_there_side_by_side(self, open_page: Open, pictures: Result, assets: Assets) -> None:
         page, _, _ = open_page(pictures, assets)
         page.emulate_media(media="print")
         assert page.locator("figure img:visible").count() == 3 and page.locator("#thumbnails img:visible").count() == 3
-        assert page.locator(".bar:visible, .tools > *:visible").count() == 0
+        assert page.locator(".bar:visible, .tools > *:visible, .in-print:visible").count() == 0
+
+    def test_of_many_the_first_are_printed_and_that_is_told(self, open_page: Open, assets: Assets) -> None:
+        page, _, _ = open_page(result_of(*(plain_picture(assets, f"{i}", 4 * i) for i in range(70))), assets)
+        page.emulate_media(media="print")
+        assert page.locator("#thumbnails li:visible").count() == 60
+        assert page.locator(".in-print:visible").text_content() == "Printed: the first 60 of 70 pictures."
 
 
 def test_a_series_of_the_helpers_is_read_back(assets: Assets) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from colours import luminance
 from example_results import RESULTS
 from golden_files import check_golden
 from lxml import etree
@@ -217,13 +218,6 @@ class TestHtml:
 
 
 Opened = tuple[Any, list[str], list[str]]
-
-
-def luminance(colour: str) -> float:
-    """Of WCAG 2, of a colour as `rgb(1, 2, 3)`."""
-    parts = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 @pytest.mark.browser
