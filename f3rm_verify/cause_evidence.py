@@ -303,9 +303,18 @@ def free_hash_seed(evidence: Evidence) -> str | None:
     return next((text for text in sorted(seen) if text.startswith(("random", "another hash seed"))), None)
 
 
+def worker_made(evidence: Evidence) -> str | None:
+    """A batch that differs, made in another process."""
+    processes = [
+        text for text in _observed(evidence, "data workers") if "worker process" in text and text[:1].isdigit()
+    ]
+    found = other_batch(evidence)
+    return f"{found}; it came from {processes[0]}" if found and processes else None
+
+
 def workers(evidence: Evidence) -> str | None:
     """A batch that differs, and workers that are not seeded or not read in order."""
-    if not (evidence.traced and evidence.stage == "batch" and "rng" in evidence.proven):
+    if other_batch(evidence) is None:
         return None
     loose = [
         text for text in _observed(evidence, "data workers") if "not seeded" in text or "not read in order" in text

@@ -448,6 +448,15 @@ RULES: tuple[Rule, ...] = (
         find=find.learning_rate,
     ),
     Rule(
+        name="a data worker made another batch",
+        needs="the batch differs, the generators do not, and worker processes make it, seeded and read in order",
+        reason="A worker has generators of its own, seeded for each batch: it drew another number of values, or read "
+        "other data.",
+        remedy="Look at what the workers run: the pixel sampler, its collate function, and what changes images there.",
+        strength=Strength.POSSIBLE,
+        find=find.worker_made,
+    ),
+    Rule(
         name="different data in the batch",
         needs="the batch differs, the generators before it do not",
         reason="The same numbers were drawn, so the data behind them, or their order, are not the same in memory.",

@@ -26,8 +26,8 @@ _NAMES = _CLOCKS | _ENTROPY
 #: Whose calls are not the training's: they time and log themselves.
 _LIBRARIES = frozenset(
     (
-        *("f3rm_verify", "huggingface_hub", "nerfstudio", "rich", "tensorboard", "torch", "torchmetrics"),
-        *("torchvision", "tqdm", "transformers", "tyro", "viser", "wandb"),
+        *("f3rm_verify", "huggingface_hub", "multiprocess", "nerfstudio", "rich", "tensorboard", "torch"),
+        *("torchmetrics", "torchvision", "tqdm", "transformers", "tyro", "viser", "wandb"),
     )
 )
 #: What stands between a training and the entropy that it asks for.

@@ -123,6 +123,11 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("wall-clock dependence", {**LOSS, "clock": ("model.py:3 time",)}, ("clock", "traced", "stage")),
     ("wall-clock dependence", {**SCHEDULE, "subject": "learning rate x", "clock": ("m.py:3 time",)}, ("clock",)),
     (
+        "a data worker made another batch",
+        {**BATCH, **claims(**{"data workers": "1 worker process, seeded for each batch and read in order"})},
+        ("claims", "proven", "traced"),
+    ),
+    (
         "a race between data workers",
         {**BATCH, **claims(**{"data workers": "2 worker processes, not read in order"})},
         ("claims", "proven", "traced"),

@@ -82,7 +82,7 @@ def test_torch_generators() -> None:
     assert reads(lambda: torch.rand(2, generator=torch.Generator().manual_seed(3))) == {}
 
 
-@pytest.mark.parametrize("package", ["nerfstudio.engine", "tensorboard", "f3rm_verify.recorder"])
+@pytest.mark.parametrize("package", ["nerfstudio.engine", "tensorboard", "f3rm_verify.recorder", "multiprocess.queues"])
 def test_a_library_that_times_itself_is_none(package: str) -> None:
     module = types.ModuleType(package)
     exec(compile("import time\ndef read():\n    time.time()\n", "/x/site-packages/a.py", "exec"), module.__dict__)

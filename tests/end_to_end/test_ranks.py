@@ -11,6 +11,7 @@ import pytest
 from end_to_end.trainings import BIN, Finished, environment, user_methods, verify
 
 from f3rm_verify.presets import SMALL
+from f3rm_verify.readers.trace import Trace
 from f3rm_verify.run_dir import RunDir
 from f3rm_verify.scene import write_scene
 
@@ -47,6 +48,11 @@ def losses(run: RunDir) -> bytes:
     return bytes(run.events.scalars["Train Loss"].values.tobytes())
 
 
+def records(trace: Trace, frame: int) -> dict[tuple[str, str], int]:
+    """What a step was recorded as, by stage and subject."""
+    return {(subject.stage, subject.name): value for subject, value in trace.frame_records(frame)}
+
+
 class TestTwoRanks:
     def test_are_reproducible_rank_by_rank(self, two: Finished) -> None:
         assert two.code == 0, two.output + two.errors
@@ -79,6 +85,16 @@ class TestTwoRanks:
         assert len({manifest["parameters"]["after"] for manifest in manifests if manifest}) == 1
         assert [manifest["rank"] for manifest in manifests if manifest] == [0, 1]
         assert not [run for run in every_rank(two, "candidate")[1:] if run.checkpoints or run.metrics or run.renders]
+
+    def test_leave_traces_that_tell_what_they_share_in_every_step(self, two: Finished) -> None:
+        traces = [run.trace for run in every_rank(two, "reference")]
+        assert [(trace.complete, trace.steps.tolist()) for trace in traces] == [(True, [0, 0, 1, 2, 3])] * 2
+        for frame in range(1, 5):
+            first, second = (records(trace, frame) for trace in traces)
+            assert {stage for stage, _ in first} == {"rng", "batch", "forward", "loss", "grad", "params", "schedule"}
+            same = {key for key in first if first[key] == second[key]}
+            assert {key for key in first if key[0] in ("grad", "params", "schedule")} <= same
+            assert not same & {("batch", "image"), ("batch", "rays directions"), ("loss", "rgb_loss")}
 
     def test_warn_only_mode_lets_an_operation_pass_and_says_which(self, two: Finished) -> None:
         for run in every_rank(two, "reference"):

@@ -21,7 +21,7 @@ NERFACTO = (
     *("--pipeline.model.log2-hashmap-size", "14", "--pipeline.model.num-nerf-samples-per-ray", "16"),
     *("--pipeline.model.num-proposal-samples-per-ray", "64", "32"),
 )
-_METHODS = {"f3rm": SMALL, "nerfacto": NERFACTO}
+METHODS = {"f3rm": SMALL, "nerfacto": NERFACTO}
 
 
 class Trainings:
@@ -41,7 +41,7 @@ class Trainings:
         from f3rm_verify.f3rm.wrap import wrap_config
 
         self.count += 1
-        words = ["--output-dir", str(self.folder / str(self.count)), "--vis", "tensorboard", *_METHODS[method]]
+        words = ["--output-dir", str(self.folder / str(self.count)), "--vis", "tensorboard", *METHODS[method]]
         words += ["--max-num-iterations", str(STEPS), "--steps-per-eval-batch", "3", "--machine.device-type", "cpu"]
         config = wrap_config(tyro.cli(AnnotatedBaseConfigUnion, args=[method, "--data", str(self.scene), *words]))
         config.enable_comprehensive_seeding, config.encoding = seeded, "stock"  # type: ignore[attr-defined]

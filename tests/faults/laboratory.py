@@ -12,6 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import fnmatch
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from f3rm.small_trainings import METHODS
 from faults.planted import FAULTS, STEPS, Fault
 
 from f3rm_verify import launch_variables
@@ -31,7 +33,6 @@ from f3rm_verify.causes import RULES
 from f3rm_verify.compare_runs import compare_runs
 from f3rm_verify.difference import FirstDivergence, Outcome
 from f3rm_verify.policy import Policy
-from f3rm_verify.presets import SMALL
 from f3rm_verify.run_dir import RunDir
 from f3rm_verify.scene import write_scene
 
@@ -80,6 +81,7 @@ class Laboratory:
         import nerfstudio.scripts.train  # noqa: F401
         import torch
 
+        _spare_what_is_the_same()
         # A trainer says so at some time, and torch then names it another way: the first would differ from the others.
         torch.set_float32_matmul_precision("highest")
         self._references: dict[Any, Path] = {}
@@ -139,29 +141,33 @@ class Laboratory:
             for change in (fault.base_building, fault.building):
                 if change is not None:
                     change(patch)
-            config = self._config(name, scene, (*fault.both, *fault.arguments))
+            config = self._config(fault.method, name, scene, (*fault.both, *fault.arguments))
             config.save_config()
             trainer = config.setup(local_rank=0, world_size=1)
-            trainer.setup()
-            for act in (fault.base_built, fault.built):
-                if act is not None:
-                    act(trainer)
-            trainer.train()
+            with _data_workers(fault.start_method, trainer):
+                trainer.setup()
+                for act in (fault.base_built, fault.built):
+                    if act is not None:
+                        act(trainer)
+                trainer.train()
         return Path(trainer.base_dir)
 
-    def _config(self, name: str, scene: Path, arguments: tuple[str, ...]) -> Any:
+    def _config(self, method: str, name: str, scene: Path, arguments: tuple[str, ...]) -> Any:
         import tyro
+        from nerfstudio.configs.method_configs import all_methods
 
-        from f3rm_verify.f3rm.f3rm_config import f3rm_method
+        from f3rm_verify.f3rm.wrap import wrap_config
 
-        config = copy.deepcopy(f3rm_method.config)
+        config = wrap_config(copy.deepcopy(all_methods[method]))
         given = (
             *("--output-dir", str(self.folder / "out"), "--experiment-name", "faults", "--timestamp", name),
             *("--data", str(scene), "--machine.seed", "42", "--machine.device-type", "cpu"),
             *("--max-num-iterations", str(STEPS), "--vis", "tensorboard", "--logging.steps-per-log", "1"),
             *("--logging.local-writer.enable", "False", "--print-seed-info", "False"),
         )
-        parsed = tyro.cli(tyro.conf.FlagConversionOff[type(config)], default=config, args=[*given, *SMALL, *arguments])
+        parsed = tyro.cli(
+            tyro.conf.FlagConversionOff[type(config)], default=config, args=[*given, *METHODS[method], *arguments]
+        )
         parsed.pipeline.datamanager.data = parsed.data
         return parsed
 
@@ -174,7 +180,20 @@ class Laboratory:
         return Path(done.stdout.strip().splitlines()[-1])
 
 
-_BASE = ("both", "base_building", "base_built")
+_BASE = ("both", "base_building", "base_built", "method", "start_method")
+
+
+def _spare_what_is_the_same() -> None:
+    """Has this process look up its packages once, and not build the network of LPIPS, which nothing here evaluates."""
+    import torchvision
+
+    from f3rm_verify import environment
+
+    def no_network(**_: Any) -> Any:
+        raise OSError("not here")
+
+    torchvision.models.alexnet = no_network
+    environment._packages = functools.cache(environment._packages)
 
 
 @contextlib.contextmanager
@@ -196,6 +215,21 @@ def _as_it_was() -> Iterator[None]:
         os.environ.update(environment)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)
+
+
+@contextlib.contextmanager
+def _data_workers(start_method: str, trainer: Any) -> Iterator[None]:
+    """Inside, data workers are started in this way; they end with it."""
+    from nerfstudio.data.datamanagers.parallel_datamanager import mp
+
+    mp.set_forkserver_preload(["nerfstudio.data.datamanagers.parallel_datamanager", "f3rm_verify.f3rm.data_workers"])
+    mp.set_start_method(start_method, force=True)
+    try:
+        yield
+    finally:
+        for worker in getattr(trainer.pipeline.datamanager, "data_procs", None) or ():
+            worker.kill()
+            worker.join()
 
 
 def _rule(cause: str) -> str:

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 
+from f3rm_verify.f3rm.data_workers import SeededSampler
+
 Patch = pytest.MonkeyPatch
 #: Counts trainings in this process, for what differs from one to the next.
 _RUNS = itertools.count(1)
 #: The step in which most faults strike, of `STEPS`.
-K, STEPS = 5, 8
+K, STEPS = 2, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Fault:
     """`step` is None where it is chance. `subject` is a pattern as in fnmatch.
 
     `building` patches before the candidate is built, `built` afterwards; the same with `base_` on both sides. `data`
-    changes the candidate's own copy of the scene, `cache` its feature cache.
+    changes the candidate's own copy of the scene, `cache` its feature cache. `start_method` is how data workers start:
+    those of a server that imported nerfstudio once share the states of their generators until they are seeded.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Fault:
     data: Callable[[Path], object] | None = None
     cache: Callable[[Path], object] | None = None
     own_process: bool = False
+    method: str = "f3rm"
+    start_method: str = "forkserver"
 
 
 # What faults are made of.
@@ -144,6 +149,32 @@ def numpy_draw_between_steps(trainer: Any) -> None:
 
 def draw_while_loading(trainer: Any) -> None:
     after(trainer.pipeline.datamanager, "next_train", lambda _: np.random.permutation(4))
+
+
+def unseeded_workers(patch: Patch) -> None:
+    """As a data manager with a `setup_train` of its own has them."""
+    patch.setattr("f3rm_verify.f3rm.data_workers._parallel_datamanager", lambda: None)
+
+
+def drawing_worker(patch: Patch) -> None:
+    """Goes to the worker by pickle."""
+    patch.setattr("f3rm_verify.f3rm.data_workers.SeededSampler", DrawingSampler)
+
+
+class DrawingSampler(SeededSampler):
+    def sample(self, images: Any) -> Any:
+        original, batch = self.sampler.sample_method, self.batch
+
+        def sample_method(*arguments: Any, **keywords: Any) -> Any:
+            if batch == K:
+                torch.rand(1)
+            return original(*arguments, **keywords)
+
+        self.sampler.sample_method = sample_method
+        try:
+            return super().sample(images)
+        finally:
+            self.sampler.sample_method = original
 
 
 def draw_in_the_model(trainer: Any) -> None:
@@ -481,6 +512,19 @@ FAULTS: tuple[Fault, ...] = (
         "the loading of data draws once more",
         *(K, "rng", "numpy after batch", "the loading of data drew another number of values"),
         built=draw_while_loading,
+    ),
+    _fault(
+        "data workers without a seed",
+        *(0, "batch", "*", "a race between data workers"),
+        method="nerfacto",
+        start_method="spawn",
+        base_building=unseeded_workers,
+    ),
+    _fault(
+        "a data worker draws once more",
+        *(K, "batch", "*", "a data worker made another batch"),
+        method="nerfacto",
+        building=drawing_worker,
     ),
     _fault(
         "the model draws once more",
