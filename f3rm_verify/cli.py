@@ -307,11 +307,16 @@ def explain(
     stall_timeout: StallOption = 600,
     output_dir: OutputOption = _OUTPUT,
     json_file: JsonOption = None,
+    html: HtmlOption = None,
+    junit: JunitOption = None,
+    markdown: MarkdownOption = None,
 ) -> None:
     """Execute steps again, around the first divergence of two runs, down to the first operator that differs."""
     from f3rm_verify.progress import progress_display
 
-    _refuse_unwritable(json_file)
+    reports = {"html": html, "junit": junit, "markdown": markdown}
+    for name, place in {"json": json_file, **reports}.items():
+        _refuse_unwritable(place, f"--{name}")
     console = _console()
     if itself:
         from f3rm_verify.explain import SIDE, explain_self
@@ -339,7 +344,7 @@ def explain(
             shared_data(request, sides, foreign=request.foreign, fresh=False, watch=watch) as (viewed, _),
         ):
             result = explain_self(viewed, step=step, tries=tries or 8, watch=watch, reproduce=_command_line())
-        _report(result, console, json_file or request.output / "result.json")
+        _report(result, console, json_file or request.output / "result.json", reports)
     if reference is None or candidate is None:
         raise UsageError("Give the two run directories that differ, or --self.")
     if context.meta[_REST] or any(one is not None for one in (seed, data, method, preset)):
@@ -352,10 +357,11 @@ def explain(
     from f3rm_verify.verification import fresh_directory
 
     runs = {"reference": RunDir.open(reference), "candidate": RunDir.open(candidate)}
-    result = compared_pair(*runs.values(), reproduce=_command_line())
+    assets = _assets_for(json_file, html)
+    result = compared_pair(*runs.values(), reproduce=_command_line(), assets=assets)
     if result.outcome is not Outcome.DIVERGED:
         typer.echo("These runs did not diverge, so there is nothing to execute again.")
-        _report(result, console, json_file)
+        _report(result, console, json_file, reports, assets=assets)
     program = find_ns_train(ns_train)
     output = fresh_directory(output_dir).resolve()
     plan = plan_pair(
@@ -374,7 +380,7 @@ def explain(
     )
     with progress_display(console) as watch:
         result = explain_pair(runs, result, plan, tries=tries, watch=watch, reproduce=_command_line())
-    _report(result, console, json_file or output / "result.json")
+    _report(result, console, json_file or output / "result.json", reports, assets=assets)
 
 
 baseline = typer.Typer(

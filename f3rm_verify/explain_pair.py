@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from f3rm_verify.assets import Assets
 from f3rm_verify.cause_evidence import Evidence, free_hash_seed
 from f3rm_verify.causes import diagnose
 from f3rm_verify.compare_runs import compare_runs, side_of
@@ -60,9 +61,9 @@ class Shown:
         return first_name(self.names, self.operator)
 
 
-def compared_pair(reference: RunDir, candidate: RunDir, *, reproduce: str) -> Result:
+def compared_pair(reference: RunDir, candidate: RunDir, *, reproduce: str, assets: Assets | None = None) -> Result:
     """What the two runs left, compared as `diff` does it."""
-    return compare_runs(reference, {"candidate": candidate}, policy=DIFF_POLICY, reproduce=reproduce)
+    return compare_runs(reference, {"candidate": candidate}, policy=DIFF_POLICY, reproduce=reproduce, assets=assets)
 
 
 def explain_pair(

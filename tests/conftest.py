@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 #: Files of tests that look at the same trainings, so that these are made once.
-_SHARE_TRAININGS = {"test_guide.py", "test_nerfstudio_tools.py", "test_run.py"}
+_SHARE_TRAININGS = {"test_explain.py", "test_guide.py", "test_nerfstudio_tools.py", "test_run.py"}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -184,6 +184,7 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     ("explain_plan",): ("difference", "errors", "ns_train", "run_dir", "run_facts"),
     ("explain_pair",): (
+        "assets",
         "cause_evidence",
         "causes",
         "compare_runs",

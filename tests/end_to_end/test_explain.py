@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -114,16 +115,12 @@ class TestOneProcess:
 
 
 @pytest.fixture(scope="module")
-def raced(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return verify(tmp_path_factory.mktemp("pair"), "--iters", "4", *UNSEEDED)
-
-
-@pytest.fixture(scope="module")
-def raced_again(raced: Finished, tmp_path_factory: pytest.TempPathFactory) -> Explained:
+def raced_again(unseeded: Finished, tmp_path_factory: pytest.TempPathFactory) -> Explained:
     """By the command that the result of the pair names."""
-    program, command, *words = shlex.split(raced.result["first_divergence"]["reproduce"])
+    program, command, *words = shlex.split(unseeded.result["first_divergence"]["reproduce"])
     assert (program, command) == ("f3rm-verify", "explain")
-    return explain(tmp_path_factory.mktemp("kernels") / "out", *words)
+    folder = tmp_path_factory.mktemp("kernels")
+    return explain(folder / "out", *words, "--html", str(folder / "page"), "--markdown", str(folder / "m.md"))
 
 
 class TestKernels:
@@ -139,6 +136,10 @@ class TestKernels:
         assert "executed again in two processes, it showed in try" in raced_again.evidence
         assert re.search(r"encodings\.py:\d+ in", raced_again.evidence)
         assert "hash_table" in raced_again.evidence and "float32 cpu" in raced_again.evidence
+
+    def test_the_reports_say_it_too(self, raced_again: Explained) -> None:
+        for name in ("page/index.html", "m.md"):
+            assert "index_put" in html.unescape((raced_again.folder.parent / name).read_text("utf8"))
 
     def test_one_process_shows_that_it_is_what_the_kernels_do(self, raced_again: Explained) -> None:
         assert re.search(r"one process: 6 tries of step \d from one state gave [2-6] results", raced_again.evidence)
@@ -190,37 +191,32 @@ class TestInherited:
         assert "kernel" not in first["cause"]
 
 
+def test_runs_that_did_not_diverge_need_no_process(seeded: Finished, tmp_path: Path) -> None:
+    reports = ("--html", str(tmp_path / "page"), "--junit", str(tmp_path / "j.xml"), "--markdown", str(tmp_path / "m"))
+    sides = (str(seeded.side("reference")), str(seeded.side("candidate")))
+    found = explain(tmp_path / "out", *sides, *reports)
+    assert (found.code, found.result["verdict"]) == (0, "reproducible"), found.output + found.errors
+    assert "These runs did not diverge, so there is nothing to execute again." in found.output
+    assert executed(found) == []
+    for name in ("page/index.html", "j.xml", "m"):
+        assert "reproducible" in (tmp_path / name).read_text("utf8").lower()
+
+
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, dict[str, str]]:
-    """Three runs with one seed; one process had a fault at step 2 that none has again."""
+def struck(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, dict[str, str]]:
+    """Two runs with one seed; one process had a fault at step 2 that none has again."""
     folder = tmp_path_factory.mktemp("once")
     env = {**user_methods("once"), "ONCE_MARKER": str(folder / "marker")}
-    words = ("--method", "once", "--iters", "4", "--runs", "3", "--jobs", "3", "--fresh-features", "--", *SMALL)
+    words = ("--method", "once", "--iters", "4", "--fresh-features", "--", *SMALL)
     return verify(folder / "out", *words, env=env), env
 
 
 class TestNotAgain:
-    def sides(self, finished: Finished) -> dict[str, list[Path]]:
-        """The runs by whether the fault struck them."""
-        runs = [finished.side(name) for name in ("reference", "candidate", "candidate-2")]
-        losses = [(run / "verify/trace.bin").read_bytes() for run in runs]
-        struck = next(run for run, own in zip(runs, losses, strict=True) if losses.count(own) == 1)
-        return {"clean": [run for run in runs if run != struck], "struck": [struck]}
-
-    def test_runs_that_did_not_diverge_need_no_process(
-        self, three: tuple[Finished, dict[str, str]], tmp_path: Path
-    ) -> None:
-        clean = map(str, self.sides(three[0])["clean"])
-        found = explain(tmp_path / "out", *clean, **three[1])
-        assert (found.code, found.result["verdict"]) == (0, "reproducible"), found.output + found.errors
-        assert "These runs did not diverge, so there is nothing to execute again." in found.output
-        assert executed(found) == []
-
     def test_what_does_not_show_again_is_told_with_the_number_of_tries_and_not_guessed(
-        self, three: tuple[Finished, dict[str, str]], tmp_path: Path
+        self, struck: tuple[Finished, dict[str, str]], tmp_path: Path
     ) -> None:
-        sides = self.sides(three[0])
-        found = explain(tmp_path / "out", str(sides["clean"][0]), str(sides["struck"][0]), "--tries", "2", **three[1])
+        sides = (str(struck[0].side("reference")), str(struck[0].side("candidate")))
+        found = explain(tmp_path / "out", *sides, "--tries", "2", **struck[1])
         assert (found.code, found.result["verdict"]) == (1, "diverged"), found.output + found.errors
         first = found.first
         assert (first["step"], first["stage"], first["operator"]) == (2, "batch", None)
