@@ -131,12 +131,10 @@ def measure_diff(folder: Path, images: int, size: int) -> None:
         start = time.perf_counter()
         process = subprocess.Popen([str(word) for word in (*command, *options)], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
-        seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**10
+        seconds, processor = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
         assert os.waitstatus_to_exitcode(status) == 1
-        print(
-            f"diff on {images} differing {size}x{size} PNGs, {what}: {seconds:.1f} s, at most {peak:.0f} MiB",
-            flush=True,
-        )
+        times = f"{seconds:.1f} s ({processor:.1f} s of processors), at most {usage.ru_maxrss / 2**10:.0f} MiB"
+        print(f"diff on {images} differing {size}x{size} PNGs, {what}: {times}", flush=True)
     size = sum(file.stat().st_size for file in (folder / "page").rglob("*") if file.is_file())
     print(f"the page's folder: {size / 2**20:.0f} MiB", flush=True)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from f3rm_verify.assets import KEY, Assets, CurvePair, asset_names, keep_series, read_series
+from f3rm_verify.assets import KEY, Assets, CurvePair, asset_names, keep_series
 from f3rm_verify.difference import Difference, FirstDivergence, Outcome, Result, Verdict
 from f3rm_verify.picture_assets import keep_pictures
 from f3rm_verify.picture_measures import picture_difference
@@ -487,9 +487,3 @@ class TestPictures:
         page.emulate_media(media="print")
         assert page.locator("#thumbnails li:visible").count() == 60
         assert page.locator(".in-print:visible").text_content() == "Printed: the first 60 of 70 pictures."
-
-
-def test_a_series_of_the_helpers_is_read_back(assets: Assets) -> None:
-    node = tag(assets, "a", series([1, 2], [1, 3]))
-    found = read_series(assets.read(asset_names(node)["series"]))
-    assert found is not None and found.candidate.tolist() == [1, 3]
