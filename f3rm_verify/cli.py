@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -16,8 +15,22 @@ import typer
 from typer.core import TyperCommand
 
 from f3rm_verify import __version__
-from f3rm_verify.difference import ARTEFACTS
 from f3rm_verify.errors import UsageError, VerifyError
+from f3rm_verify.options import (
+    ArtefactName,
+    BaselineFile,
+    FromOption,
+    ItersOption,
+    JobsOption,
+    JsonOption,
+    PolicyOption,
+    Reports,
+    Setting,
+    Subject,
+    TraceMode,
+    refuse_unwritable,
+    takes_options,
+)
 from f3rm_verify.streams import unfailing
 
 if TYPE_CHECKING:
@@ -33,7 +46,6 @@ PROGRAM = "f3rm-verify"
 FAILED = 2
 #: Stopped by Ctrl-C before there was a verdict: inconclusive.
 STOPPED = 3
-_OUTPUT = Path("f3rm-verify-out")
 #: Where a command keeps what stands after `--`.
 _REST = f"{__name__}.rest"
 
@@ -48,38 +60,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ArtefactName = Enum(  # type: ignore[misc]
-    "ArtefactName",
-    {name: name for name in ARTEFACTS},
-    type=str,
-)
-Preset = Enum("Preset", {"small": "small", "full": "full"}, type=str)
-TraceMode = Enum("TraceMode", {"off": "off", "steps": "steps", "tensors": "tensors"}, type=str)
-SeedOption = Annotated[int | None, typer.Option(help="Seed of every run.", min=0, max=2**32 - 1, show_default="42")]
-ItersOption = Annotated[int | None, typer.Option(help="Training steps of every run.", min=1, show_default="1000")]
-JobsOption = Annotated[int, typer.Option(help="How many trainings at a time.", min=1)]
-DataOption = Annotated[Path | None, typer.Option(help="Dataset; without it, the built-in scene.")]
-MethodOption = Annotated[str | None, typer.Option(help="Any method that nerfstudio knows.", show_default="f3rm")]
-LoadConfigOption = Annotated[
-    Path | None, typer.Option(help="A saved config.yml to train; gives defaults for method, data, seed and steps.")
-]
-PresetOption = Annotated[
-    Preset | None, typer.Option(help="Size of our own f3rm: small by default for the built-in scene, else full.")
-]
-NsTrainOption = Annotated[Path | None, typer.Option(help="The ns-train to call; else this environment's.")]
-StallOption = Annotated[float, typer.Option(help="Seconds without a new step after which to stop.", min=1)]
-OutputOption = Annotated[Path, typer.Option(help="Each run makes a fresh directory in here.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.", dir_okay=False)]
-HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write a page, index.html, into this directory.")]
-JunitOption = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML to this file.", dir_okay=False)]
-MarkdownOption = Annotated[
-    Path | None, typer.Option("--markdown", help="Write Markdown for a CI summary to this file.", dir_okay=False)
-]
-PolicyOption = Annotated[
-    Path | None,
-    typer.Option(help="What is required, limited and ignored.", show_default="f3rm-verify.toml or pyproject.toml"),
-]
-
 
 class _KeepsTheRest(TyperCommand):
     """A command that keeps what stands after `--`; anything that is no option before it is a mistake."""
@@ -91,32 +71,40 @@ class _KeepsTheRest(TyperCommand):
         return super().parse_args(ctx, list(own))
 
 
-@app.command(
-    cls=_KeepsTheRest,
-    options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
-    epilog="Options after -- go to ns-train unchanged.",
-)
+def _trains(group: typer.Typer, condition: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command of the group that hands what stands after `--` to ns-train."""
+    return group.command(
+        cls=_KeepsTheRest,
+        options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
+        epilog=f"Options after -- go to ns-train unchanged{condition}.",
+    )
+
+
+def _request(context: typer.Context, subject: Subject, setting: Setting, **options: Any) -> TrainingRequest:
+    """The training that the options of a command ask for."""
+    from f3rm_verify.verification import training_request
+
+    return training_request(context.meta[_REST], **vars(subject), **vars(setting), **options)
+
+
+@_trains(app)
+@takes_options
 def run(
     context: typer.Context,
-    seed: SeedOption = None,
+    *,
+    subject: Subject,
     iters: ItersOption = None,
-    data: DataOption = None,
-    method: MethodOption = None,
-    load_config: LoadConfigOption = None,
-    preset: PresetOption = None,
+    setting: Setting,
     runs: Annotated[int, typer.Option(help="How many runs; all are compared with the first.", min=2)] = 2,
     control: Annotated[bool, typer.Option("--control", help="Also train with seed + 1, which must differ.")] = False,
     jobs: JobsOption = 2,
-    ns_train: NsTrainOption = None,
     fresh_features: Annotated[
         bool, typer.Option("--fresh-features", help="Both runs extract their features, instead of sharing a cache.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop where a claim of the seeding does not hold.")] = False,
     trace: Annotated[
         TraceMode, typer.Option(help="What to record of every step: nothing, groups, or every tensor.")
-    ] = TraceMode.steps,
-    stall_timeout: StallOption = 600,
-    output_dir: OutputOption = _OUTPUT,
+    ] = TraceMode.STEPS,
     render_budget: Annotated[
         float, typer.Option(help="GiB that the renders of one run may take.", min=0.001, max=2.0**20)
     ] = 4.0,
@@ -125,44 +113,33 @@ def run(
         int | None,
         typer.Option(help="Keep snapshots, of every so many steps, from which explain can start.", min=1),
     ] = None,
-    json_file: JsonOption = None,
-    html: HtmlOption = None,
-    junit: JunitOption = None,
-    markdown: MarkdownOption = None,
+    reports: Reports,
 ) -> None:
     """Train twice with one seed, compare everything, name the first difference."""
     from f3rm_verify.policy import RUN_POLICY
     from f3rm_verify.policy_file import find_policy
-    from f3rm_verify.verification import compare_trained, sides_of, training_request
+    from f3rm_verify.verification import compare_trained, sides_of
 
-    for name, place in {"--json": json_file, "--html": html, "--junit": junit, "--markdown": markdown}.items():
-        _refuse_unwritable(place, name)
+    reports.refuse_unwritable()
     judged_by = find_policy(RUN_POLICY, policy)
-    request = training_request(
-        context.meta[_REST],
-        seed=seed,
+    request = _request(
+        context,
+        subject,
+        setting,
         iters=iters,
-        data=data,
-        method=method,
-        load_config=load_config,
-        preset=preset and preset.value,
-        ns_train=ns_train,
         own_arguments=("--seed-strict", "True") if strict else (),
         trace=trace.value,
         snapshot_every=snapshot_every,
-        stall_timeout=stall_timeout,
-        output_dir=output_dir,
         render_budget=render_budget,
         jobs=jobs,
     )
     sides = sides_of(request.seed, runs=runs, control=control)
     trained = _train(request, sides, fresh=fresh_features)
-    judged_by = judged_by.without("trace") if trace is TraceMode.off else judged_by
-    json_file = json_file or request.output / "result.json"
-    assets = _assets_for(json_file)
+    judged_by = judged_by.without("trace") if trace is TraceMode.OFF else judged_by
+    reports = _kept(reports, request)
+    assets = _assets_of(reports)
     result = compare_trained(trained, policy=judged_by, reproduce=_command_line(), assets=assets)
-    reports = {"html": html, "junit": junit, "markdown": markdown}
-    _report(result, _console(), json_file, reports, assets=assets)
+    _report(result, reports, assets)
 
 
 def _train(request: TrainingRequest, sides: Mapping[str, int], *, fresh: bool = False) -> Trained:
@@ -182,28 +159,22 @@ def _train(request: TrainingRequest, sides: Mapping[str, int], *, fresh: bool = 
     return trained
 
 
-def _refuse_unwritable(file: Path | None, name: str = "--json") -> None:
-    """Raises UsageError, before anything is written or trained, where a file of results could not be."""
-    if file is not None:
-        folder = file.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"{name} {file} cannot be written: {folder} takes no new files; name another file.")
+def _kept(reports: Reports, request: TrainingRequest) -> Reports:
+    """The reports of a training, whose result file lies beside it where nobody names another place."""
+    return dataclasses.replace(reports, json=reports.json or request.output / "result.json")
 
 
 @app.command()
+@takes_options
 def diff(
     reference: Annotated[Path, typer.Argument(help="Run directory of nerfstudio.")],
     candidate: Annotated[Path, typer.Argument(help="Another run directory.")],
+    *,
     only: Annotated[
         list[ArtefactName] | None, typer.Option(help="Compare this artefact; may be given several times.")
     ] = None,
     policy: PolicyOption = None,
-    json_file: JsonOption = None,
-    html: HtmlOption = None,
-    junit: JunitOption = None,
-    markdown: MarkdownOption = None,
+    reports: Reports,
 ) -> None:
     """Compare two existing run directories, also plain ones of ns-train."""
     from f3rm_verify.compare_runs import compare_runs
@@ -211,7 +182,8 @@ def diff(
     from f3rm_verify.policy_file import find_policy
     from f3rm_verify.run_dir import RunDir
 
-    assets = _assets_for(json_file, html)
+    reports.refuse_unwritable()
+    assets = _assets_of(reports)
     result = compare_runs(
         RunDir.open(reference),
         {"candidate": RunDir.open(candidate)},
@@ -220,28 +192,20 @@ def diff(
         reproduce=_command_line(),
         assets=assets,
     )
-    _report(result, _console(), json_file, {"html": html, "junit": junit, "markdown": markdown}, assets=assets)
+    _report(result, reports, assets)
 
 
-@app.command(
-    cls=_KeepsTheRest,
-    options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
-    epilog="Options after -- go to ns-train unchanged.",
-)
+@_trains(app)
+@takes_options
 def cost(
     context: typer.Context,
+    *,
     steps: Annotated[int, typer.Option(help="Steps to time with and without each measure, at least.", min=1)] = 60,
     only: Annotated[
         list[str] | None, typer.Option(help="Time this measure, beside the control; may be given several times.")
     ] = None,
-    seed: SeedOption = None,
-    data: DataOption = None,
-    method: MethodOption = None,
-    load_config: LoadConfigOption = None,
-    preset: PresetOption = None,
-    ns_train: NsTrainOption = None,
-    stall_timeout: StallOption = 600,
-    output_dir: OutputOption = _OUTPUT,
+    subject: Subject,
+    setting: Setting,
     json_file: JsonOption = None,
 ) -> None:
     """Measure what each measure for determinism costs this training in time and memory. Trains nothing."""
@@ -249,22 +213,10 @@ def cost(
     from f3rm_verify.progress import progress_display
     from f3rm_verify.reporters.cost_report import render_cost
     from f3rm_verify.shared_data import shared_data
-    from f3rm_verify.verification import training_request, what_went_wrong
+    from f3rm_verify.verification import what_went_wrong
 
-    _refuse_unwritable(json_file)
-    request = training_request(
-        context.meta[_REST],
-        seed=seed,
-        data=data,
-        method=method,
-        load_config=load_config,
-        preset=preset and preset.value,
-        ns_train=ns_train,
-        stall_timeout=stall_timeout,
-        output_dir=output_dir,
-        cost_steps=steps,
-        cost_only=tuple(only or ()),
-    )
+    refuse_unwritable(json_file)
+    request = _request(context, subject, setting, cost_steps=steps, cost_only=tuple(only or ()))
     console = _console()
     typer.echo(f"Measuring what determinism costs {request.method}, in {request.output}")
     with (
@@ -284,13 +236,11 @@ def cost(
     _write_log(file, result)
 
 
-@app.command(
-    cls=_KeepsTheRest,
-    options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
-    epilog="Options after -- go to ns-train unchanged; with --self only, as do --seed, --data, --method and --preset.",
-)
+@_trains(app, "; with --self only, as do --seed, --data, --method and --preset")
+@takes_options
 def explain(
     context: typer.Context,
+    *,
     reference: Annotated[Path | None, typer.Argument(help="A run of f3rm-verify run.", show_default=False)] = None,
     candidate: Annotated[Path | None, typer.Argument(help="One that diverged from it.", show_default=False)] = None,
     itself: Annotated[
@@ -298,79 +248,43 @@ def explain(
     ] = False,
     tries: Annotated[int | None, typer.Option(help="How often to try.", min=2, show_default="3, of --self 8")] = None,
     step: Annotated[int, typer.Option(help="The step that --self repeats.", min=0)] = 6,
-    seed: SeedOption = None,
-    data: DataOption = None,
-    method: MethodOption = None,
-    load_config: LoadConfigOption = None,
-    preset: PresetOption = None,
-    ns_train: NsTrainOption = None,
-    stall_timeout: StallOption = 600,
-    output_dir: OutputOption = _OUTPUT,
-    json_file: JsonOption = None,
-    html: HtmlOption = None,
-    junit: JunitOption = None,
-    markdown: MarkdownOption = None,
+    subject: Subject,
+    setting: Setting,
+    reports: Reports,
 ) -> None:
     """Execute steps again, around the first divergence of two runs, down to the first operator that differs."""
-    from f3rm_verify.progress import progress_display
-
-    reports = {"html": html, "junit": junit, "markdown": markdown}
-    for name, place in {"json": json_file, **reports}.items():
-        _refuse_unwritable(place, f"--{name}")
-    console = _console()
+    reports.refuse_unwritable()
     if itself:
-        from f3rm_verify.explain import SIDE, explain_self
-        from f3rm_verify.shared_data import shared_data
-        from f3rm_verify.verification import training_request
-
         if reference is not None:
             raise UsageError("--self takes no run directories; it repeats a step of the training that the options say.")
-        request = training_request(
-            context.meta[_REST],
-            seed=seed,
-            iters=step + 1,
-            data=data,
-            method=method,
-            load_config=load_config,
-            preset=preset and preset.value,
-            ns_train=ns_train,
-            stall_timeout=stall_timeout,
-            output_dir=output_dir,
-        )
-        typer.echo(f"Repeating step {step} of {request.method}, in {request.output}")
-        sides = {SIDE: request.seed}
-        with (
-            progress_display(console) as watch,
-            shared_data(request, sides, foreign=request.foreign, fresh=False, watch=watch) as (viewed, _),
-        ):
-            result = explain_self(viewed, step=step, tries=tries or 8, watch=watch, reproduce=_command_line())
-        _report(result, console, json_file or request.output / "result.json", reports)
+        _explain_self(_request(context, subject, setting, iters=step + 1), step, tries or 8, reports)
     if reference is None or candidate is None:
         raise UsageError("Give the two run directories that differ, or --self.")
-    if context.meta[_REST] or any(one is not None for one in (seed, data, method, preset)):
+    if context.meta[_REST] or setting.data is not None or any(one is not None for one in vars(subject).values()):
         raise UsageError("How two runs were trained stands in them; options for a training go with --self.")
     from f3rm_verify.difference import Outcome
     from f3rm_verify.explain_pair import compared_pair, explain_pair
     from f3rm_verify.explain_plan import plan_pair
     from f3rm_verify.ns_train import find_ns_train, method_provider
+    from f3rm_verify.progress import progress_display
     from f3rm_verify.run_dir import RunDir
     from f3rm_verify.verification import fresh_directory
 
     runs = {"reference": RunDir.open(reference), "candidate": RunDir.open(candidate)}
-    assets = _assets_for(json_file, html)
+    assets = _assets_of(reports)
     result = compared_pair(*runs.values(), reproduce=_command_line(), assets=assets)
     if result.outcome is not Outcome.DIVERGED:
         typer.echo("These runs did not diverge, so there is nothing to execute again.")
-        _report(result, console, json_file, reports, assets=assets)
-    program = find_ns_train(ns_train)
-    output = fresh_directory(output_dir).resolve()
+        _report(result, reports, assets)
+    program = find_ns_train(setting.ns_train)
+    output = fresh_directory(setting.output_dir).resolve()
     plan = plan_pair(
         runs,
         result,
         output=output,
         ns_train=program,
-        load_config=None if load_config is None else load_config.resolve(),
-        stall_timeout=stall_timeout,
+        load_config=None if setting.load_config is None else setting.load_config.resolve(),
+        stall_timeout=setting.stall_timeout,
         foreign=lambda name: method_provider(program, name) is not None,
     )
     tries = tries or 3
@@ -378,9 +292,25 @@ def explain(
         f"Executing steps {plan.start} to {plan.until} again, in two processes and then one: {plan.estimate(tries)}, "
         f"in {output}"
     )
-    with progress_display(console) as watch:
+    with progress_display(_console()) as watch:
         result = explain_pair(runs, result, plan, tries=tries, watch=watch, reproduce=_command_line())
-    _report(result, console, json_file or output / "result.json", reports, assets=assets)
+    _report(result, dataclasses.replace(reports, json=reports.json or output / "result.json"), assets)
+
+
+def _explain_self(request: TrainingRequest, step: int, tries: int, reports: Reports) -> NoReturn:
+    """Repeats a step in one process, and reports whether it gives the same every time."""
+    from f3rm_verify.explain import SIDE, explain_self
+    from f3rm_verify.progress import progress_display
+    from f3rm_verify.shared_data import shared_data
+
+    typer.echo(f"Repeating step {step} of {request.method}, in {request.output}")
+    sides = {SIDE: request.seed}
+    with (
+        progress_display(_console()) as watch,
+        shared_data(request, sides, foreign=request.foreign, fresh=False, watch=watch) as (viewed, _),
+    ):
+        result = explain_self(viewed, step=step, tries=tries, watch=watch, reproduce=_command_line())
+    _report(result, _kept(reports, request))
 
 
 baseline = typer.Typer(
@@ -389,33 +319,21 @@ baseline = typer.Typer(
     add_completion=False,
 )
 app.add_typer(baseline, name="baseline")
-BaselineFile = Annotated[Path, typer.Argument(help="The baseline, a JSON file for git.", dir_okay=False)]
-FromOption = Annotated[
-    Path | None, typer.Option("--from", help="Take this run directory, trained by f3rm-verify, and train nothing.")
-]
 
 
-@baseline.command(
-    cls=_KeepsTheRest,
-    options_metavar="[OPTIONS] [-- NS_TRAIN_OPTIONS]",
-    epilog="Options after -- go to ns-train unchanged.",
-)
+@_trains(baseline)
+@takes_options
 def record(
     context: typer.Context,
     file: BaselineFile,
+    *,
     from_run: FromOption = None,
-    seed: SeedOption = None,
+    subject: Subject,
     iters: ItersOption = None,
-    data: DataOption = None,
-    method: MethodOption = None,
-    load_config: LoadConfigOption = None,
-    preset: PresetOption = None,
+    setting: Setting,
     jobs: JobsOption = 2,
-    ns_train: NsTrainOption = None,
-    stall_timeout: StallOption = 600,
-    output_dir: OutputOption = _OUTPUT,
     policy: PolicyOption = None,
-    json_file: JsonOption = None,
+    reports: Reports,
 ) -> None:
     """Train twice and, where that was reproducible, write down what came out."""
     from f3rm_verify.baseline import make_baseline, write_baseline
@@ -423,10 +341,10 @@ def record(
     from f3rm_verify.policy_file import find_policy
     from f3rm_verify.run_dir import RunDir
     from f3rm_verify.run_facts import facts_of
-    from f3rm_verify.verification import compare_trained, sides_of, training_request
+    from f3rm_verify.verification import compare_trained, sides_of
 
-    _refuse_unwritable(json_file)
-    _refuse_unwritable(file, "The baseline")
+    reports.refuse_unwritable()
+    refuse_unwritable(file, "The baseline")
     judged_by = find_policy(RUN_POLICY if from_run is None else DIFF_POLICY, policy)
     if from_run is not None:
         run = RunDir.open(from_run)
@@ -435,79 +353,52 @@ def record(
             if why is not None:
                 _say(f"{run.path} is not recorded: it {why}.")
                 raise typer.Exit(STOPPED)
-        write_baseline(file, make_baseline(run, file, policy=judged_by, runs=1, data=data))
+        write_baseline(file, make_baseline(run, file, policy=judged_by, runs=1, data=setting.data))
         typer.echo(f"{file} holds what {run.path} put out. Nothing shows yet that training it again gives the same.")
         return
-    request = training_request(
-        context.meta[_REST],
-        seed=seed,
-        iters=iters,
-        data=data,
-        method=method,
-        load_config=load_config,
-        preset=preset and preset.value,
-        ns_train=ns_train,
-        stall_timeout=stall_timeout,
-        output_dir=output_dir,
-        jobs=jobs,
-    )
+    request = _request(context, subject, setting, iters=iters, jobs=jobs)
     trained = _train(request, sides_of(request.seed))
-    json_file = json_file or request.output / "result.json"
-    assets = _assets_for(json_file)
+    reports = _kept(reports, request)
+    assets = _assets_of(reports)
     result = compare_trained(trained, policy=judged_by, reproduce=_command_line(), assets=assets)
     if result.outcome.exit_code:
         _say(f"{file} is not written: the runs are {result.outcome.value}, so there is nothing that holds.")
     else:
-        document = make_baseline(
-            trained.runs["reference"],
-            file,
-            policy=judged_by,
-            runs=2,
-            data=request.data,
-        )
-        write_baseline(file, document)
+        recorded = trained.runs["reference"]
+        write_baseline(file, make_baseline(recorded, file, policy=judged_by, runs=2, data=request.data))
         typer.echo(f"{file} holds what both runs put out.")
-    _report(result, _console(), json_file, assets=assets)
+    _report(result, reports, assets)
 
 
 @baseline.command()
+@takes_options
 def check(
     file: BaselineFile,
+    *,
     from_run: FromOption = None,
-    data: DataOption = None,
-    load_config: LoadConfigOption = None,
-    ns_train: NsTrainOption = None,
-    stall_timeout: StallOption = 600,
-    output_dir: OutputOption = _OUTPUT,
-    json_file: JsonOption = None,
+    setting: Setting,
+    reports: Reports,
 ) -> None:
     """Train once as recorded and compare: 0 the same, 1 not the same, 3 not comparable here."""
     from f3rm_verify.baseline import read_baseline
     from f3rm_verify.run_dir import RunDir
     from f3rm_verify.verification import baseline_request, compare_with_baseline
 
-    _refuse_unwritable(json_file)
+    reports.refuse_unwritable()
     found = read_baseline(file)
     trouble: tuple[str, ...] = ()
     if from_run is not None:
         run = RunDir.open(from_run)
     else:
-        request = baseline_request(
-            found,
-            data=data,
-            load_config=load_config,
-            ns_train=ns_train,
-            stall_timeout=stall_timeout,
-            output_dir=output_dir,
-        )
+        request = baseline_request(found, **vars(setting))
         trained = _train(request, {"candidate": request.seed})
         run, trouble = trained.runs["candidate"], trained.trouble
-        json_file = json_file or request.output / "result.json"
+        reports = _kept(reports, request)
     if found.runs == 1:
         _say(f"{file} was recorded from one run: a difference need not come from a change since then.")
-    assets = _assets_for(json_file)
+    assets = _assets_of(reports)
     result = compare_with_baseline(found, run, reproduce=_command_line(), trouble=trouble, assets=assets)
-    _report(result, _console(), json_file, assets=assets)
+    _report(result, reports, assets)
 
 
 @app.command()
@@ -542,18 +433,17 @@ def _write_log(file: Path, data: dict[str, Any]) -> None:
 
 
 @app.command()
+@takes_options
 def report(
     result: Annotated[Path, typer.Argument(help="A file that --json wrote.")],
-    json_file: JsonOption = None,
-    html: HtmlOption = None,
-    junit: JunitOption = None,
-    markdown: MarkdownOption = None,
+    reports: Reports,
 ) -> None:
     """Show a result again and make any report of it; exits like its verdict."""
+    from f3rm_verify.assets import Assets, assets_folder
     from f3rm_verify.reporters.json_report import read_json
 
-    reports = {"html": html, "junit": junit, "markdown": markdown}
-    _report(read_json(result), _console(), json_file, reports, assets=_assets_for(result))
+    reports.refuse_unwritable()
+    _report(read_json(result), reports, Assets(assets_folder(result)))
 
 
 @app.command(name="annotations")
@@ -588,32 +478,26 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def _assets_for(json_file: Path | None, html: Path | None = None) -> Assets:
+def _assets_of(reports: Reports) -> Assets:
     """Where curves and pictures are kept: beside the result file, else in the page's directory, else nowhere."""
     from f3rm_verify.assets import Assets, assets_folder
 
-    if json_file is not None:
-        return Assets(assets_folder(json_file))
-    return Assets(None if html is None else html / "assets")
+    if reports.json is not None:
+        return Assets(assets_folder(reports.json))
+    return Assets(None if reports.html is None else reports.html / "assets")
 
 
-def _report(
-    result: Result,
-    console: Console,
-    json_file: Path | None,
-    reports: Mapping[str, Path | None] | None = None,
-    *,
-    assets: Assets | None = None,
-) -> NoReturn:
+def _report(result: Result, reports: Reports, assets: Assets | None = None) -> NoReturn:
     """Shows the result and exits like it. A file that cannot be written hides no verdict, and is never a success.
 
     Curves and pictures that cannot be kept are told, and reports show placeholders for them.
     """
     from f3rm_verify.reporters.terminal import render_terminal
 
-    assets = assets or _assets_for(None)
-    problems = _write_reports(result, {"json": json_file, **(reports or {})}, assets)
-    shown = None if "json" in problems else json_file
+    assets = assets or _assets_of(Reports())
+    problems = _write_reports(result, vars(reports), assets)
+    console = _console()
+    shown = None if "json" in problems else reports.json
     render_terminal(result, console, details=8 if console.is_terminal else 20, output=shown)
     for problem in problems.values():
         _say(problem)
@@ -625,6 +509,20 @@ def _report(
 def _write_reports(result: Result, places: Mapping[str, Path | None], assets: Assets) -> dict[str, str]:
     """Writes every report that has a place; why one could not be written, by its kind."""
     from f3rm_verify.assets import assets_folder, settle
+
+    problems = {}
+    for kind, place in places.items():
+        if place is not None:
+            try:
+                _writer(kind, assets)(result, place)
+                if kind == "json":
+                    assets.problem = settle(result.root, assets_folder(place), assets).problem or assets.problem
+            except UsageError as error:
+                problems[kind] = str(error)
+    return problems
+
+
+def _writer(kind: str, assets: Assets) -> Callable[[Result, Path], None]:
     from f3rm_verify.reporters.html import write_html
     from f3rm_verify.reporters.json_report import write_json
     from f3rm_verify.reporters.junit import write_junit
@@ -636,16 +534,7 @@ def _write_reports(result: Result, places: Mapping[str, Path | None], assets: As
         "junit": write_junit,
         "markdown": write_markdown,
     }
-    problems = {}
-    for kind, place in places.items():
-        if place is not None:
-            try:
-                writers[kind](result, place)
-                if kind == "json":
-                    assets.problem = settle(result.root, assets_folder(place), assets).problem or assets.problem
-            except UsageError as error:
-                problems[kind] = str(error)
-    return problems
+    return writers[kind]
 
 
 def _console() -> Console:

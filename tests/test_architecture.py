@@ -95,6 +95,7 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
     ("seeding",): ("launch_variables", "seeding_audit", "seeding_plan"),
     ("causes",): ("cause_evidence",),
     ("gather_evidence",): ("cause_evidence", "difference"),
+    ("options",): ("difference", "errors"),
     ("policy",): ("bits", "difference", "errors"),
     ("policy_file",): ("difference", "errors", "policy"),
     ("run_dir",): ("errors", "readers.*"),
@@ -261,7 +262,7 @@ def users(package: str) -> dict[str, list[Import]]:
 
 
 def test_only_the_command_line_knows_typer() -> None:
-    assert set(users("typer")) == {"cli"}
+    assert set(users("typer")) == {"cli", "options"}
 
 
 def test_only_what_runs_in_a_training_imports_nerfstudio() -> None:

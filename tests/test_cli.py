@@ -398,15 +398,6 @@ class TestDiff:
             else:
                 assert re.search(r"^policy +\S*f3rm-verify.toml$", done.output, re.MULTILINE)
 
-    def test_an_unwritable_result_file(self, tmp_path: Path, sides: tuple[Path, Path, Path], command: Any) -> None:
-        (tmp_path / "file").write_text("x")
-        reference, equal, other = sides
-        for candidate, code, word in ((equal, 2, "REPRODUCIBLE"), (other, 1, "DIVERGED")):
-            done = command("diff", reference, candidate, "--json", tmp_path / "file" / "r.json")
-            assert done.code == code
-            assert word in done.output
-            assert "cannot be written" in done.sentence
-
     def test_output_that_nobody_reads_changes_no_verdict(self, sides: tuple[Path, Path, Path]) -> None:
         read_end, write_end = os.pipe()
         os.close(read_end)

@@ -301,6 +301,8 @@ class TestCommand:
         outcome: Outcome,
         code: int,
     ) -> None:
+        # As if that had come about after the check.
+        monkeypatch.setattr("f3rm_verify.options.refuse_unwritable", lambda *_, **__: None)
         write_json(result_of(outcome), tmp_path / "r.json")
         (tmp_path / "file").write_text("")
         assert run_command(monkeypatch, "report", tmp_path / "r.json", option, tmp_path / "file" / "below") == code
