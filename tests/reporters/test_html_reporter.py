@@ -398,6 +398,19 @@ class TestPictures:
         assert page.locator("#picture-name").text_content() == "two"
         assert errors == []
 
+    def test_a_picture_that_loads_after_another_was_chosen_does_no_harm(
+        self, open_page: Open, pictures: Result, assets: Assets
+    ) -> None:
+        page, errors, _ = open_page(pictures, assets)
+        page.evaluate("""() => {
+            const old = document.querySelector('.heat img');
+            document.querySelector('[data-go="1"]').click();
+            old.dispatchEvent(new Event('load'));
+            old.dispatchEvent(new Event('error'));
+        }""")
+        until(page, "document.querySelector('.heat .region').style.width")
+        assert page.locator(".stage .placeholder").count() == 0 and errors == []
+
     def test_it_does_not_blink_for_who_wants_no_motion(self, open_page: Open, pictures: Result, assets: Assets) -> None:
         page, _, _ = open_page(pictures, assets, reduced_motion="reduce")
         page.locator(".modes [data-mode=blink]").click()

@@ -25,18 +25,18 @@
     image.src = picture[view];
     return image;
   }
-  function watch(image, outline, picture) {
+  function watch(image, picture) {
     if (!(image instanceof HTMLImageElement)) return;
-    const ready = () => place(outline, image, picture);
+    const ready = () => image.isConnected && place(image, picture); // another picture may have been chosen meanwhile
     image.addEventListener("load", ready);
     image.addEventListener("error", () => image.replaceWith(placeholder()));
     if (image.complete) image.naturalWidth ? ready() : image.replaceWith(placeholder());
   }
   // A shown picture may be a reduced one; the map has as many pixels as were compared.
-  function place(outline, image, picture) {
+  function place(image, picture) {
     image.closest("figure").style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
     const map = stage.querySelector("[data-view=heat] img");
-    if (!picture.region || !map || !map.naturalWidth || picture !== pictures[current]) return;
+    if (!picture.region || !map || !map.naturalWidth) return;
     const [row, column, height, width] = picture.region, { naturalWidth: w, naturalHeight: h } = map;
     for (const each of stage.querySelectorAll(".region")) {
       Object.assign(each.style, { left: `${(column / w) * 100}%`, top: `${(row / h) * 100}%`, width: `${(width / w) * 100}%`, height: `${(height / h) * 100}%` });
@@ -50,14 +50,15 @@
     byId("picture-name").textContent = picture.name;
     byId("picture-summary").textContent = picture.summary;
     byId("picture-count").textContent = `${current + 1} of ${pictures.length}`;
-    for (const figure of figures) {
+    const images = figures.map((figure) => {
       const view = figure.dataset.view, frame = figure.querySelector(".frame"), outline = frame.querySelector(".region");
       figure.hidden = !picture.made.includes(view);
       outline.hidden = true;
       const image = shown(picture, view);
       frame.replaceChildren(image, outline);
-      watch(image, outline, picture);
-    }
+      return image;
+    });
+    for (const image of images) watch(image, picture);
     buttons.forEach((button, i) => {
       button.setAttribute("aria-pressed", i === current);
       button.tabIndex = i === current ? 0 : -1;
@@ -133,8 +134,5 @@
   // A thumbnail that is missing, although it was there when the page was made.
   section.addEventListener("error", (event) => event.target.matches?.(".thumbnails img") && event.target.replaceWith(placeholder()), true);
   setSplit(50);
-  for (const figure of figures) {
-    const frame = figure.querySelector(".frame");
-    watch(frame.firstElementChild, frame.querySelector(".region"), pictures[0]);
-  }
+  for (const figure of figures) watch(figure.querySelector(".frame").firstElementChild, pictures[0]);
 })();
