@@ -26,6 +26,7 @@ def training(**values: object) -> Training:
         ({"phase": "training", "step": 9, "steps": 20}, "reference   training 10/20"),
         ({"phase": "training", "step": 9, "steps": 20, "loss": float("nan")}, "reference   training 10/20 loss nan"),
         ({"phase": "training", "step": None}, "reference   training"),
+        ({"phase": "repeating", "step": 3, "steps": 9}, "reference   repeating 4/9"),
         ({"phase": "extracting", "step": 3, "steps": 40}, "reference   extracting 4/40"),
         ({"phase": "evaluating", "step": 1, "steps": 4, "loss": 3.0}, "reference   evaluating 2/4"),
         ({"phase": "done", "step": 19, "steps": 20}, "reference   done"),

@@ -112,9 +112,9 @@ def _repeat(trainer: Any, asked: Mapping[str, int], tell: Tell) -> dict[str, Any
     for step in range(trainer._start_step, asked["at"]):
         train_step(trainer, step)
         step_done()
-    held = _HeldBatch(trainer.pipeline.datamanager)
+    held = _hold_batch(trainer.pipeline.datamanager)
     state = take_snapshot(trainer, asked["at"])
-    attempt = _Attempt(trainer, state, held)
+    attempt = _Attempt(trainer, state)
     # One that does not count: what is made at the first use of something, here the gradients' memory, is then there.
     attempt()
     step_done()
@@ -122,7 +122,7 @@ def _repeat(trainer: Any, asked: Mapping[str, int], tell: Tell) -> dict[str, Any
     for _ in range(asked["tries"]):
         tries.append(attempt())
         step_done()
-    found: dict[str, Any] = {"step": asked["at"], "left_out": state["left_out"], "batch_held": held.holds}
+    found: dict[str, Any] = {"step": asked["at"], "left_out": state["left_out"], "batch_held": held}
     found |= {"not_restored": sorted(attempt.not_restored), "tries": tries, "recorded": None}
     if any(one["digests"] != tries[0]["digests"] for one in tries):
         found["recorded"] = _record_repeats(trainer, attempt, asked["recorded"], step_done)
@@ -152,8 +152,8 @@ def _record_repeats(trainer: Any, attempt: _Attempt, most: int, step_done: Calla
 class _Attempt:
     """Puts the state back, does the step, and says what came out of it."""
 
-    def __init__(self, trainer: Any, state: Mapping[str, Any], held: _HeldBatch) -> None:
-        self._trainer, self._state, self._held = trainer, state, held
+    def __init__(self, trainer: Any, state: Mapping[str, Any]) -> None:
+        self._trainer, self._state = trainer, state
         self._digests = digests_of(state)
         #: Parts of the state that were not the same after they were put back.
         self.not_restored: set[str] = set()
@@ -228,23 +228,24 @@ def _batch_tensors(value: Any, name: str = "", depth: int = 4) -> Iterator[tuple
             yield from _batch_tensors(item, f"{name}/{key}", depth - 1)
 
 
-class _HeldBatch:
-    """Keeps the batch of a step where data workers made it: they go on, so it could not be made again."""
+def _hold_batch(datamanager: Any) -> bool:
+    """Has a data manager give the first batch it makes again and again, where data workers make it: they go on."""
+    if not getattr(datamanager, "data_procs", None):
+        return False
+    make = datamanager.next_train
+    held: list[Any] = []
 
-    def __init__(self, datamanager: Any) -> None:
-        self.holds = bool(getattr(datamanager, "data_procs", None))
-        if self.holds:
-            self._make, self._batch = datamanager.next_train, None
-            self._after: dict[str, Any] = {}
-            datamanager.next_train = self
-
-    def __call__(self, step: int) -> Any:
-        """The held batch, a copy; the generators are then as they were after it was made."""
-        if self._batch is None:
-            self._batch, self._after = self._make(step), read_generators()
+    # A function: an object would be taken for a part of the data manager, and its batch be put back to none.
+    def next_train(step: int) -> Any:
+        """A copy; the generators are then as they were after it was made."""
+        if held:
+            write_generators(held[1])
         else:
-            write_generators(self._after)
-        return copy.deepcopy(self._batch)
+            held.extend((make(step), read_generators()))
+        return copy.deepcopy(held[0])
+
+    datamanager.next_train = next_train
+    return True
 
 
 def _stretch(trainer: Any, asked: Mapping[str, Any], train: Callable[[], object], tell: Tell) -> dict[str, Any]:

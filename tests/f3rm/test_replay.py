@@ -55,6 +55,17 @@ def test_replay_from_a_snapshot_is_the_straight_run_bit_by_bit(trainings: Traini
     assert {name: last[name] for name in ends} == {name: again[name] for name in ends}
 
 
+@pytest.mark.parametrize(("method", "held"), [("f3rm", False), ("nerfacto", True)])
+def test_a_seeded_step_gives_the_same_bits_from_one_state_each_time(
+    trainings: Trainings, method: str, held: bool
+) -> None:
+    found = replay(trainings, method, {"repeat": {"at": 2, "tries": 3, "recorded": 2}})
+    assert (found["batch_held"], found["not_restored"], found["recorded"]) == (held, [], None)
+    first, *others = [one["digests"] for one in found["tries"]]
+    assert others == [first, first]
+    assert {name.partition("/")[0] for name in first} >= {"batch", "losses", "gradients", "parameters", "optimizers"}
+
+
 class Harmful:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
