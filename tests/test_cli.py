@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def groups(folder: Path) -> list[int]:
 
 def result_of(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("out/*/result.json")
+    assert path.with_name("result.assets").is_dir()
     return json.loads(path.read_text())
 
 
@@ -373,6 +375,34 @@ class TestDiff:
         assert command("diff", reference, equal).code == 0
         assert command("diff", reference, other).code == 1
         assert command("diff", reference, other, "--only", "seeding").code == 0
+
+    def test_curves_are_kept_beside_the_result_for_reports(
+        self, tmp_path: Path, sides: tuple[Path, Path, Path], command: Any
+    ) -> None:
+        reference, equal, other = sides
+        result, page = tmp_path / "r.json", tmp_path / "page"
+        for candidate, code, verdict in ((equal, 0, "identical"), (other, 1, "different")):
+            assert command("diff", reference, candidate, "--json", result, "--html", page).code == code
+            kept = {file.name for file in (tmp_path / "r.assets").iterdir()}
+            assert kept and all(name in result.read_text() for name in kept)
+            made = (page / "index.html").read_bytes()
+            assert f'Train Loss</span> <span class="mark {verdict}"'.encode() in made and b"<svg" in made
+            assert command("report", result, "--html", tmp_path / "again").code == code
+            assert (tmp_path / "again" / "index.html").read_bytes() == made
+        shutil.rmtree(tmp_path / "r.assets")
+        assert command("report", result, "--html", tmp_path / "without").code == 1
+        assert b"not kept" in (tmp_path / "without" / "index.html").read_bytes()
+
+    def test_curves_that_cannot_be_kept_change_nothing_but_are_told(
+        self, tmp_path: Path, sides: tuple[Path, Path, Path], command: Any
+    ) -> None:
+        reference, equal, other = sides
+        (tmp_path / "r.assets").write_text("in the way")
+        for candidate, code in ((equal, 0), (other, 1)):
+            done = command("diff", reference, candidate, "--json", tmp_path / "r.json")
+            assert done.code == code
+            assert "r.assets: not all curves and pictures" in done.sentence
+            assert json.loads((tmp_path / "r.json").read_text())["exit_code"] == code
 
     @pytest.mark.parametrize("named", [True, False])
     def test_a_policy_decides_and_is_named(

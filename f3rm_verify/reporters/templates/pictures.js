@@ -53,7 +53,7 @@
     const images = figures.map((figure) => {
       const view = figure.dataset.view, frame = figure.querySelector(".frame"), outline = frame.querySelector(".region");
       figure.hidden = !picture.made.includes(view);
-      outline.hidden = true;
+      Object.assign(outline, { hidden: true }).style.width = "";
       const image = shown(picture, view);
       frame.replaceChildren(image, outline);
       return image;
