@@ -88,6 +88,7 @@ def _sketch(curve: Curve) -> dict[str, Any]:
     return {
         **{side: " ".join(filter(None, each)) for side, each in paths.items()},
         "distance": _path(x(curve.steps), below(distance)),
+        "odd": _path(x(curve.steps), np.where(curve.odd, _DISTANCE[0], np.nan)),
         "first": None if first is None else f"{float(x(np.array([first]))[0]):.1f}",
     }
 

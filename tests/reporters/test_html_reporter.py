@@ -302,6 +302,8 @@ class TestCurves:
         page, _, _ = open_page(curves, assets, java_script_enabled=False)
         assert page.locator(".list svg:visible").count() == page.locator(".list .summary:visible").count() == 3
         assert page.locator(".list svg path.distance").first.get_attribute("d").startswith("M")
+        odd = [path.get_attribute("d") for path in page.locator(".list svg path.odd").all()]
+        assert [bool(path) for path in odd] == [False, True, False]
         assert not page.locator(".chart").is_visible()
 
     def test_printed_it_is_light(self, open_page: Open, curves: Result, assets: Assets) -> None:

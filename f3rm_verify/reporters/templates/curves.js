@@ -33,7 +33,7 @@
       paper_bgcolor: colour("back"), plot_bgcolor: colour("back"), font: { color: colour("text"), family: "system-ui, sans-serif" },
       hoverlabel: { bgcolor: colour("panel"), font: { color: colour("text") } },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-      xaxis: { ...axis, title: { text: "step" }, anchor: below ? "y2" : "y" },
+      xaxis: { ...axis, exponentformat: "none", separatethousands: true, title: { text: "step" }, anchor: below ? "y2" : "y" },
       yaxis: { ...axis, domain: below ? [0.42, 1] : [0, 1], title: { text: "value" } },
       yaxis2: { ...axis, domain: [0, 0.36], type: "log", visible: below, title: { text: "distance" } },
       shapes: marked.map((x) => ({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: colour("bad"), width: 1.5, dash: "dot" } })),
