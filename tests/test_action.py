@@ -19,6 +19,11 @@ from fake_runs import LOSS, RAYS, FakeRun
 ROOT = Path(__file__).resolve().parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text("utf8"))
 STEPS = {step.get("name", step.get("uses", "")): step for step in ACTION["runs"]["steps"]}
+#: What every command is asked for.
+REPORTS = [
+    f"--{kind}=f3rm-verify-out/{name}"
+    for kind, name in {"json": "result.json", "html": "report", "junit": "junit.xml", "markdown": "summary.md"}.items()
+]
 #: What an input could hold that is code where somebody pastes it into a script.
 HOSTILE = (
     '"; touch pwned; "',
@@ -174,13 +179,20 @@ class TestVerdicts:
         assert runner.outputs["result"] == "f3rm-verify-out/result.json"
         (command,) = runner.commands
         assert command.startswith("::notice title=f3rm-verify%3A REPRODUCIBLE::")
-        assert "### f3rm-verify: reproducible" in runner.summary
+        assert runner.summary.startswith("## f3rm-verify: REPRODUCIBLE\n")
+        out = runner.work / "f3rm-verify-out"
+        kept = {"result.json", "report", "junit.xml", "summary.md", "report.txt"}
+        assert kept <= {path.name for path in out.iterdir()}
+        assert (out / "report" / "index.html").is_file()
+        assert runner.summary == (out / "summary.md").read_text("utf8")
 
     def test_different_runs(self, runner: Runner) -> None:
         FakeRun().write(runner.work / "a")
         different().write(runner.work / "b")
         assert runner.verify(reference="a", candidate="b") == ("diverged", "1", 1)
         assert runner.commands[0].startswith("::error title=f3rm-verify%3A DIVERGED::")
+        assert runner.summary.startswith("## f3rm-verify: DIVERGED\n")
+        assert "<failure" in (runner.work / "f3rm-verify-out" / "junit.xml").read_text("utf8")
         assert "first at step 4" in runner.commands[0]
         page = (runner.work / "f3rm-verify-out" / "page" / "index.html").read_text("utf8")
         assert "<h1>DIVERGED</h1>" in page and "data-curve" in page
@@ -242,7 +254,9 @@ class TestNothingPassesUnsaid:
         (faked.folder / "code").write_text("0")
         (faked.work / "out").mkdir()
         (faked.work / "out" / "result.json").write_text('{\n "verdict": "reproducible",\n}')
+        (faked.work / "out" / "summary.md").write_text("## f3rm-verify: REPRODUCIBLE")
         assert faked.verify(output_dir="out") == ("failed", "2", 2)
+        assert "REPRODUCIBLE" not in faked.summary
 
     def test_no_program(self, faked: Runner) -> None:
         (faked.path / "f3rm-verify").unlink()
@@ -253,7 +267,7 @@ class TestNothingPassesUnsaid:
 class TestInputs:
     def test_none_leave_the_defaults_to_the_program(self, faked: Runner) -> None:
         faked.verify()
-        assert asked(faked) == ["run", "--output-dir=f3rm-verify-out", "--json=f3rm-verify-out/result.json"]
+        assert asked(faked) == ["run", "--output-dir=f3rm-verify-out", *REPORTS]
 
     def test_all_of_a_run(self, faked: Runner) -> None:
         faked.verify(
@@ -261,15 +275,14 @@ class TestInputs:
         )
         assert asked(faked) == [
             *("run", "--seed=7", "--iters=9", "--data=a b", "--method=nerfacto", "--policy=p"),
-            *("--output-dir=f3rm-verify-out", "--control", "--json=f3rm-verify-out/result.json"),
+            *("--output-dir=f3rm-verify-out", "--control", *REPORTS),
             *("--", "--x", "1 2", "--y"),
         ]
 
     def test_a_baseline_says_itself_what_to_train(self, faked: Runner) -> None:
         faked.verify(baseline="b.json", data="d", seed="7", args="--x")
         assert asked(faked) == [
-            *("baseline", "check", "b.json", "--data=d", "--output-dir=f3rm-verify-out"),
-            "--json=f3rm-verify-out/result.json",
+            *("baseline", "check", "b.json", "--data=d", "--output-dir=f3rm-verify-out", *REPORTS),
         ]
 
     @pytest.mark.parametrize("text", HOSTILE)

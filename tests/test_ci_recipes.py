@@ -58,6 +58,13 @@ def test_gitlab_jobs_end_like_their_last_command(tmp_path: Path, job: str, code:
     assert kept == GITLAB[job]["artifacts"]["paths"]
 
 
+def test_gitlab_gets_the_files_that_the_job_writes() -> None:
+    job = GITLAB["reproducible"]
+    words = shlex.split(job["script"][-1])
+    assert job["artifacts"]["reports"]["junit"] == words[words.index("--junit") + 1]
+    assert words[words.index("--html") + 1].split("/")[0] in job["artifacts"]["paths"]
+
+
 def test_only_inconclusive_may_fail() -> None:
     assert GITLAB["reproducible"]["allow_failure"] == {"exit_codes": [3]}
     assert "allow_failure" not in GITLAB["reproducible-tests"]
