@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -479,11 +482,18 @@ def version() -> None:
 
 
 def _assets_of(reports: Reports) -> Assets:
-    """Where curves and pictures are kept: beside the result file, else in the page's directory, else nowhere."""
+    """Where curves and pictures are kept: beside the result file, else in the page's directory.
+
+    Else only until the command ends, where somebody looks at them before, or nowhere.
+    """
     from f3rm_verify.assets import Assets, assets_folder
 
     if reports.json is not None:
         return Assets(assets_folder(reports.json))
+    if reports.html is None and (reports.tensorboard is not None or _console().is_terminal):
+        folder = tempfile.mkdtemp(prefix=f"{PROGRAM}-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Assets(Path(folder))
     return Assets(None if reports.html is None else reports.html / "assets")
 
 
@@ -498,7 +508,7 @@ def _report(result: Result, reports: Reports, assets: Assets | None = None) -> N
     problems = _write_reports(result, vars(reports), assets)
     console = _console()
     shown = None if "json" in problems else reports.json
-    render_terminal(result, console, details=8 if console.is_terminal else 20, output=shown)
+    render_terminal(result, console, details=8 if console.is_terminal else 20, output=shown, assets=assets)
     for problem in problems.values():
         _say(problem)
     if assets.problem is not None and not problems:  # they have the same reason
@@ -527,12 +537,14 @@ def _writer(kind: str, assets: Assets) -> Callable[[Result, Path], None]:
     from f3rm_verify.reporters.json_report import write_json
     from f3rm_verify.reporters.junit import write_junit
     from f3rm_verify.reporters.markdown import write_markdown
+    from f3rm_verify.reporters.tensorboard_log import write_tensorboard
 
     writers: dict[str, Callable[[Result, Path], None]] = {
         "json": write_json,
         "html": functools.partial(write_html, assets=assets),
         "junit": write_junit,
         "markdown": write_markdown,
+        "tensorboard": functools.partial(write_tensorboard, assets=assets),
     }
     return writers[kind]
 

@@ -86,11 +86,14 @@ class Reports:
     markdown: Annotated[
         Path | None, typer.Option(help="Write Markdown for a CI summary to this file.", dir_okay=False)
     ] = None
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write logs of both sides and of their difference into this directory.")
+    ] = None
 
     def refuse_unwritable(self) -> None:
         """Raises UsageError, before anything is trained or compared, where a report could not be written."""
         for kind, place in vars(self).items():
-            refuse_unwritable(place, f"--{kind}", directory=kind == "html")
+            refuse_unwritable(place, f"--{kind}", directory=kind in ("html", "tensorboard"))
 
 
 def refuse_unwritable(place: Path | None, name: str = "--json", *, directory: bool = False) -> None:

@@ -124,6 +124,7 @@ MAY_IMPORT: dict[tuple[str, ...], tuple[str, ...]] = {
         "difference",
         "errors",
         "policy",
+        "readers.events",
         "readers.json_file",
         "reporters",
         "reporters.*",

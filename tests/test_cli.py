@@ -21,6 +21,7 @@ from fake_training import GOOD, ROOT, program
 
 from f3rm_verify import cli
 from f3rm_verify.processes import group_lives
+from f3rm_verify.readers.events import read_events
 
 HEAVY = {"numpy", "torch", "nerfstudio", "skimage", "tensorboard", "PIL", "yaml", "scipy", "pydantic"}
 FOREVER = "time.sleep(60)"
@@ -392,6 +393,16 @@ class TestDiff:
         shutil.rmtree(tmp_path / "r.assets")
         assert command("report", result, "--html", tmp_path / "without").code == 1
         assert b"not kept" in (tmp_path / "without" / "index.html").read_bytes()
+
+    def test_tensorboard_is_logged_without_another_report_beside_it(
+        self, tmp_path: Path, sides: tuple[Path, Path, Path], command: Any
+    ) -> None:
+        reference, _, other = sides
+        log = tmp_path / "log"
+        assert command("diff", reference, other, "--tensorboard", log).code == 1
+        assert sorted(path.name for path in log.iterdir()) == ["candidate", "difference", "reference"]
+        found = read_events(list((log / "difference").iterdir())).scalars["Train Loss"]
+        assert found.values.any()
 
     def test_curves_that_cannot_be_kept_change_nothing_but_are_told(
         self, tmp_path: Path, sides: tuple[Path, Path, Path], command: Any

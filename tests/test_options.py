@@ -82,7 +82,7 @@ class TestWhatCannotBeWritten:
         with pytest.raises(SystemExit, match="2"):
             cli.main()
         printed = capsys.readouterr()
-        kind = "directory" if option == "--html" else "file"
+        kind = "directory" if option in ("--html", "--tensorboard") else "file"
         place = re.escape(str(tmp_path / "file"))
         why = rf"{place}/below cannot be written: {place} takes no new files; name another {kind}\."
         assert re.fullmatch(rf"f3rm-verify: {option} {why}\n", printed.err)

@@ -148,6 +148,13 @@ def _records(stream: BinaryIO, name: str, size: int) -> Iterator[bytes]:
         number += 1
 
 
+def framed(data: bytes) -> bytes:
+    """A record as an event file holds it, with its length and checksums."""
+    length = struct.pack("<Q", len(data))
+    crc32c = google_crc32c.value
+    return _HEADER.pack(len(data), _masked(crc32c(length))) + data + _FOOTER.pack(_masked(crc32c(data)))
+
+
 def _masked(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from f3rm_verify import reporters as words
+from f3rm_verify.assets import Assets
 from f3rm_verify.difference import Difference, FirstDivergence, Outcome, Result, Verdict
+from f3rm_verify.reporters.terminal_drawings import curve_lines, drawn_curve, drawn_picture, picture_lines
 from f3rm_verify.run_dir import SEEDING
 
 #: Text and its style.
@@ -39,10 +41,18 @@ _MAX_SENTENCE = 500
 _MAX_NAME = 24
 
 
-def render_terminal(result: Result, console: Console, *, details: int = 20, output: Path | None = None) -> None:
+def render_terminal(
+    result: Result,
+    console: Console,
+    *,
+    details: int = 20,
+    output: Path | None = None,
+    assets: Assets | None = None,
+) -> None:
     """Prints the report, with at most `details` lines about single tensors, tags and images.
 
-    `output` is where the result file lies. Colour and width are the console's; its encoding chooses the marks.
+    `output` is where the result file lies. Colour and width are the console's; its encoding chooses the marks. On a
+    terminal, what is in `assets` is drawn: a curve, and where it has the colours, the picture that differs most.
     """
     page = _Page(console=console, glyphs=_glyphs(console))
     _verdict(page, result)
@@ -50,6 +60,8 @@ def render_terminal(result: Result, console: Console, *, details: int = 20, outp
         _first_divergence(page, result.first_divergence)
     _artefacts(page, result)
     _seeding_and_control(page, result)
+    if assets is not None and console.is_terminal and not console.is_dumb_terminal and page.glyphs is _UNICODE:
+        _drawings(page, result, assets)
     _details(page, result, limit=max(details, 0), written=output is not None)
     _ignored(page, result)
     _places(page, result, output)
@@ -120,6 +132,11 @@ class _Page:
     def heading(self, title: str) -> None:
         self.gap()
         self._print(Text(title, "bold"))
+
+    def drawing(self, lines: Sequence[Text]) -> None:
+        """Lines that were drawn, of nothing but blocks and numbers."""
+        for line in lines:
+            self._print(line)
 
     def gap(self) -> None:
         self.console.print()
@@ -240,6 +257,19 @@ def _seeding_and_control(page: _Page, result: Result) -> None:
 
 def _sides(sides: Sequence[str]) -> str:
     return sides[0] if len(sides) == 1 else "both runs" if len(sides) == 2 else f"{len(sides)} runs"
+
+
+def _drawings(page: _Page, result: Result, assets: Assets) -> None:
+    curve = drawn_curve(result, assets)
+    lines = [] if curve is None else curve_lines(curve, page.width)
+    if curve is not None and lines:
+        page.heading(page.name(curve.name, page.width))
+        page.drawing(lines)
+    found = drawn_picture(result) if page.console.color_system in ("256", "truecolor") else None
+    lines = [] if found is None or page.console.no_color else picture_lines(found[1], assets, page.width)
+    if found is not None and lines:
+        page.heading(page.shorten_path([words.clean(name) for name in found[0]], page.width))
+        page.drawing(lines)
 
 
 def _details(page: _Page, result: Result, *, limit: int, written: bool) -> None:

@@ -34,6 +34,7 @@ from f3rm_verify.reporters.html import write_html
 from f3rm_verify.reporters.json_report import write_json
 from f3rm_verify.reporters.junit import write_junit
 from f3rm_verify.reporters.markdown import write_markdown
+from f3rm_verify.reporters.tensorboard_log import write_tensorboard
 from f3rm_verify.reporters.terminal import render_terminal
 from f3rm_verify.run_dir import RunDir
 
@@ -177,7 +178,8 @@ def _compare(request: dict[str, Any], outputs: str) -> dict[str, Any]:
     reports = _write_reports(result, file, assets)
     plain, colour = io.StringIO(), io.StringIO()
     render_terminal(result, Console(file=plain, width=100, color_system=None), output=file)
-    render_terminal(result, Console(file=colour, width=100, force_terminal=True, color_system="truecolor"))
+    terminal = Console(file=colour, width=100, force_terminal=True, color_system="truecolor")
+    render_terminal(result, terminal, assets=assets)
     return {
         **_summary(result),
         "found": watch.found,
@@ -197,6 +199,7 @@ def _write_reports(result: Result, file: Path, assets: Assets) -> dict[str, str]
     write_html(result, page, assets=assets)
     write_junit(result, junit)
     write_markdown(result, summary)
+    write_tensorboard(result, file.with_suffix(".log"), assets=assets)
     texts = {"html": page / "index.html", "junit": junit, "markdown": summary}
     return {kind: path.read_text("utf8") for kind, path in texts.items()}
 
