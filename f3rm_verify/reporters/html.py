@@ -20,7 +20,7 @@ from f3rm_verify import reporters as words
 from f3rm_verify.assets import HEAT_COLOURS, Assets, settle
 from f3rm_verify.difference import CONDITIONS, Difference, FirstDivergence, Result, Verdict
 from f3rm_verify.reporters.html_curves import curve_rows, plotly_script
-from f3rm_verify.reporters.html_pictures import picture_rows
+from f3rm_verify.reporters.pictures import picture_rows
 from f3rm_verify.reporters.report_file import write_report
 
 #: Rows of one table: a browser lays out some thousands at once; the result file has every one.

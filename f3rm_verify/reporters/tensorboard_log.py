@@ -17,6 +17,7 @@ from f3rm_verify import reporters as words
 from f3rm_verify.assets import Assets, CurvePair, asset_names, read_series
 from f3rm_verify.difference import Difference, Result
 from f3rm_verify.readers.events import framed
+from f3rm_verify.reporters.pictures import picture_nodes
 from f3rm_verify.reporters.report_file import write_report
 
 #: TensorBoard takes a file for a log by this part of its name.
@@ -44,8 +45,7 @@ def _events(result: Result, assets: Assets, run: str) -> Iterator[bytes]:
         series = read_series(assets.read(asset_names(node).get("series")))
         if series is not None:
             yield from _scalars(_tag(path), *_values(series, run))
-    pictures = [(path, node) for path, node in words.worst_first(result) if _SHOWN[run] in asset_names(node)]
-    for path, node in pictures[:MAX_PICTURES]:
+    for path, node in picture_nodes(result)[:MAX_PICTURES]:
         yield from _picture(_tag(("", *path)), node, assets, run)
 
 
@@ -85,7 +85,7 @@ def _picture(tag: str, node: Difference, assets: Assets, run: str) -> Iterator[b
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    content = assets.read(asset_names(node)[_SHOWN[run]])
+    content = assets.read(asset_names(node).get(_SHOWN[run]))
     if content is None:
         return
     try:

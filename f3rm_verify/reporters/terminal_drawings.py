@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from rich.text import Text
 
-from f3rm_verify import reporters as words
 from f3rm_verify.assets import Assets, asset_names
 from f3rm_verify.difference import Difference, Result
 from f3rm_verify.reporters.curves import Curve, curve_nodes, read_curve
+from f3rm_verify.reporters.pictures import picture_nodes
 
 Array = npt.NDArray[np.generic]
 Dots = npt.NDArray[np.bool_]
@@ -130,8 +130,7 @@ def _character(dots: Dots, row: int, column: int) -> int:
 
 def drawn_picture(result: Result) -> tuple[tuple[str, ...], Difference] | None:
     """The picture that differs most, as the path and the node."""
-    found = ((path, node) for path, node in words.worst_first(result) if "heat" in asset_names(node))
-    return next(found, None)
+    return next((item for item in picture_nodes(result) if "heat" in asset_names(item[1])), None)
 
 
 def picture_lines(node: Difference, assets: Assets, width: int) -> list[Text]:

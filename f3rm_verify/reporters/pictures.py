@@ -17,15 +17,20 @@ VIEWS = ("reference", "candidate", "heat")
 def picture_rows(result: Result, assets: Assets, folder: str) -> tuple[list[dict[str, Any]], int]:
     """What the page shows of each picture, and how many more there are; addresses are relative, in `folder`.
 
-    An address is None where there is no such asset. The picture for people beside an array is left out.
+    An address is None where there is no such asset.
     """
+    nodes = picture_nodes(result)
+    rows = [_row(path, node, assets, folder) for path, node in nodes[:_MAX_PICTURES]]
+    return rows, max(len(nodes) - _MAX_PICTURES, 0)
+
+
+def picture_nodes(result: Result) -> list[tuple[tuple[str, ...], Difference]]:
+    """The nodes with pictures, worst first, with their paths; without the picture for people beside an array."""
     found = [
         (path, node) for path, node in words.worst_first(result) if {"reference", "candidate"} & {*asset_names(node)}
     ]
     arrays = {path for path, _ in found if not path[-1].endswith(".png")}
-    nodes = [(path, node) for path, node in found if path in arrays or not _is_copy(path, arrays)]
-    rows = [_row(path, node, assets, folder) for path, node in nodes[:_MAX_PICTURES]]
-    return rows, max(len(nodes) - _MAX_PICTURES, 0)
+    return [(path, node) for path, node in found if path in arrays or not _is_copy(path, arrays)]
 
 
 def _is_copy(path: tuple[str, ...], arrays: set[tuple[str, ...]]) -> bool:
